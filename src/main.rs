@@ -1,0 +1,3 @@
+//! The `afterimage` binary.
+
+fn main() {}
