@@ -3,4 +3,5 @@
 pub mod clock;
 pub mod entry;
 pub mod policy;
+pub mod session;
 pub mod store;

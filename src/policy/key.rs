@@ -138,3 +138,14 @@ impl BypassReason {
         }
     }
 }
+
+impl super::Policy {
+    /// stub
+    pub fn decide(&self, _request: &super::RequestHead, _now: Timestamp) -> Decision {
+        Decision::Bypass(BypassReason::Method)
+    }
+    /// stub
+    pub fn passes_unkeyed(&self, _name: &HeaderName) -> bool {
+        false
+    }
+}

@@ -4,18 +4,28 @@
 //! and read no clock, and know nothing of Envoy. A [`Policy`] is plain data, named by the operator
 //! and chosen by a route.
 
+mod cache_control;
+mod freshness;
+mod image;
 mod imgproxy;
 mod key;
+mod outcome;
 mod request;
+mod storable;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderName;
 
+pub use self::cache_control::{CacheControl, limited_cache_control};
+pub use self::freshness::Freshness;
+pub use self::image::MAGIC_BYTES;
 pub use self::imgproxy::{ImageFormat, Imgproxy, KeyPair, Signing};
 pub use self::key::{BypassReason, Decision, Forward, Key, Lookup, LookupMethod};
+pub use self::outcome::{CacheStatus, MissReason, Outcome};
 pub use self::request::RequestHead;
+pub use self::storable::{Content, NotStorable, Provenance, ResponseHead, Storable};
 
 /// What an operator decided for the routes that name this policy.
 #[derive(Debug, Clone)]
