@@ -102,6 +102,12 @@ pub struct Forward {
 /// Why a request is not looked up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum BypassReason {
+    /// The route names no policy, and there is no default one.
+    NoPolicy,
+    /// The route names a policy that is not configured.
+    UnknownPolicy,
+    /// The route's metadata is not readable.
+    RouteMetadata,
     /// Neither GET nor HEAD.
     Method,
     /// `Upgrade` or CONNECT.
@@ -126,6 +132,9 @@ impl BypassReason {
     /// The word for labels and logs.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::NoPolicy => "no_policy",
+            Self::UnknownPolicy => "unknown_policy",
+            Self::RouteMetadata => "route_metadata",
             Self::Method => "method",
             Self::Upgrade => "upgrade",
             Self::RequestBody => "request_body",

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 
 use super::event::AbortReason;
+use crate::entry::BodyProof;
 use crate::policy::{CacheStatus, Forward, Key, LookupMethod, Storable};
 
 /// What the shell does next. Every message of the proxy is answered by exactly one [`Reply`].
@@ -16,10 +17,13 @@ pub enum Effect {
         /// Whether the body is needed.
         method: LookupMethod,
     },
+    /// Begin a copy of the response; whether it could be begun is the next event. The message
+    /// stays unanswered until then.
+    Begin(Box<FillPlan>),
     /// Answer the message.
     Reply(Reply),
-    /// Do this for the copy, and answer the message.
-    Fill(FillStep, Reply),
+    /// Do this for the copy, and answer the message with [`Reply::Continue`].
+    Copy(CopyStep),
     /// Nothing: the event was not a message.
     Nothing,
 }
@@ -50,6 +54,8 @@ pub struct Hit {
     pub headers: HeaderMap,
     /// Length of the representation, also where there is no body.
     pub content_length: u64,
+    /// What a body that is streamed must be.
+    pub proof: BodyProof,
     /// Its body.
     pub body: StoredBody,
 }
@@ -67,9 +73,7 @@ pub enum StoredBody {
 
 /// What happens to the copy of a response.
 #[derive(Debug)]
-pub enum FillStep {
-    /// A copy begins.
-    Begin(Box<FillPlan>),
+pub enum CopyStep {
     /// The next bytes.
     Append(Bytes),
     /// The last bytes: the copy is whole and verified, and may be committed.

@@ -24,7 +24,9 @@ pub enum Event {
         /// Whether the response ends with them.
         is_end: bool,
     },
-    /// The shell can no longer keep the copy of the body.
+    /// The copy of the response was begun.
+    CopyBegun,
+    /// The copy could not be begun, or can no longer be kept.
     CopyLost(AbortReason),
 }
 
@@ -35,6 +37,7 @@ impl Event {
             Self::Answer(_) => "store's answer",
             Self::Response(_) => "response head",
             Self::Body { .. } => "response body",
+            Self::CopyBegun => "begin of the copy",
             Self::CopyLost(_) => "loss of the copy",
         }
     }

@@ -7,6 +7,9 @@
 //!    │ no key                 ▼           response head: not to be stored
 //!    │                    Forwarded ─────────────────────────────► Done (miss)
 //!    │                        │ response head: storable
+//!    │                        ▼           no copy to be had
+//!    │                    Beginning ─────────────────────────────► Done (miss, given up)
+//!    │                        │ copy begun
 //!    │                        ▼           end, whole and verified
 //!    │                     Filling ──────────────────────────────► Done (miss, kept)
 //!    │                        │ wrong, too large, or the copy lost
@@ -26,10 +29,10 @@ mod state;
 
 use std::sync::Arc;
 
-pub use self::effect::{Effect, FillPlan, FillStep, Hit, Reply, StoredBody};
+pub use self::effect::{CopyStep, Effect, FillPlan, Hit, Reply, StoredBody};
 pub use self::event::{AbortReason, Answer, Event};
+use self::state::{Beginning, Done, Draining, Filling, Forwarded, LookingUp, Start};
 pub use self::state::{Copied, Step};
-use self::state::{Done, Draining, Filling, Forwarded, LookingUp, Start};
 use crate::clock::Timestamp;
 use crate::policy::{BypassReason, MissReason, Outcome, Policy};
 
@@ -42,6 +45,8 @@ pub enum Session {
     LookingUp(LookingUp),
     /// The request was sent on.
     Forwarded(Forwarded),
+    /// The response may be stored; the shell was asked for a copy.
+    Beginning(Beginning),
     /// The body passes, and its copy is kept.
     Filling(Filling),
     /// The body passes, and nothing of it is kept any more.
@@ -88,6 +93,27 @@ impl Report {
         }
     }
 
+    /// What became of the copy, in one word; empty where there could be none.
+    pub fn copy(self) -> &'static str {
+        match self {
+            Self::Bypass(_) | Self::Hit | Self::Left => "",
+            Self::Miss { copy, .. } => match copy {
+                Copied::NotWanted => "",
+                Copied::Refused(refusal) => refusal.as_str(),
+                Copied::Whole => "whole",
+                Copied::Aborted(reason) => reason.as_str(),
+            },
+        }
+    }
+
+    /// Takes back that the copy was whole: the shell lost it with its last bytes.
+    pub fn lose_copy(&mut self, reason: AbortReason) {
+        match self {
+            Self::Miss { copy, .. } => *copy = Copied::Aborted(reason),
+            Self::Bypass(_) | Self::Hit | Self::Left => {}
+        }
+    }
+
     /// Why, in one word; empty for a hit.
     pub fn reason(self) -> &'static str {
         match self {
@@ -123,12 +149,15 @@ impl Session {
             (Self::LookingUp(state), Event::Answer(answer)) => Ok(state.answer(answer, now)),
             (Self::Forwarded(state), Event::Response(head)) => Ok(state.response(&head, now)),
             (Self::Filling(state), Event::Body { bytes, is_end }) => Ok(state.body(bytes, is_end)),
-            (Self::Filling(state), Event::CopyLost(reason)) => Ok(state.lose(reason)),
+            (Self::Beginning(state), Event::CopyBegun) => Ok(state.begun()),
+            (Self::Beginning(state), Event::CopyLost(reason)) => Ok(state.lost(reason)),
+            (Self::Filling(state), Event::CopyLost(reason)) => Ok(state.lost(reason)),
             (Self::Draining(state), Event::Body { is_end, .. }) => Ok(state.body(is_end)),
             (
                 Self::Start(_)
                 | Self::LookingUp(_)
                 | Self::Forwarded(_)
+                | Self::Beginning(_)
                 | Self::Filling(_)
                 | Self::Draining(_)
                 | Self::Done(_),
@@ -150,10 +179,8 @@ impl Session {
                 reason: state.reason,
                 copy: Copied::Aborted(AbortReason::Cut),
             },
-            Self::Filling(state) => Report::Miss {
-                reason: state.reason,
-                copy: Copied::Aborted(AbortReason::Cut),
-            },
+            Self::Beginning(state) => state.filling.cut(),
+            Self::Filling(state) => state.cut(),
             Self::Draining(state) => state.report(),
             Self::Done(state) => state.report,
         }
@@ -164,6 +191,7 @@ impl Session {
             Self::Start(_) => "waiting for a request",
             Self::LookingUp(_) => "looking up",
             Self::Forwarded(_) => "waiting for a response",
+            Self::Beginning(_) => "beginning a copy",
             Self::Filling(_) => "filling",
             Self::Draining(_) => "draining",
             Self::Done(_) => "done",

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::header::{AGE, CACHE_CONTROL, EXPIRES};
 use http::{HeaderName, HeaderValue, StatusCode};
 
-use super::effect::{Effect, FillPlan, FillStep, Hit, Reply, StoredBody};
+use super::effect::{CopyStep, Effect, FillPlan, Hit, Reply, StoredBody};
 use super::event::{AbortReason, Answer};
 use super::{Report, Session};
 use crate::clock::Timestamp;
@@ -95,6 +95,7 @@ impl LookingUp {
             status: record.status,
             headers,
             content_length: record.body.content_length,
+            proof: record.body,
             body: match self.lookup.method {
                 LookupMethod::Head => StoredBody::NotNeeded,
                 LookupMethod::Get => body,
@@ -154,38 +155,37 @@ impl Forwarded {
     pub(super) fn response(self, head: &ResponseHead, now: Timestamp) -> Step {
         let status = head.status;
         let Role::Leads(key) = self.role else {
-            return pass(self.reason, status, None);
+            return pass(self.reason, status, Copied::NotWanted);
         };
         match self
             .policy
             .storable(head, self.request_time, now, self.largest_bytes)
         {
-            Err(refusal) => pass(self.reason, status, Some(refusal)),
+            Err(refusal) => pass(self.reason, status, Copied::Refused(refusal)),
             Ok(storable) => {
-                let filling = Filling {
-                    reason: self.reason,
-                    received: 0,
-                    content_length: storable.content_length,
-                    largest_bytes: self.largest_bytes,
-                    content: storable.content.clone(),
-                    head: Vec::new(),
+                let beginning = Beginning {
+                    status,
+                    filling: Filling {
+                        reason: self.reason,
+                        received: 0,
+                        content_length: storable.content_length,
+                        largest_bytes: self.largest_bytes,
+                        content: storable.content.clone(),
+                        head: Vec::new(),
+                    },
                 };
-                let reply = Reply::Mirror(cache_status(self.reason, status, true));
                 (
-                    Session::Filling(filling),
-                    Effect::Fill(FillStep::Begin(Box::new(FillPlan { key, storable })), reply),
+                    Session::Beginning(beginning),
+                    Effect::Begin(Box::new(FillPlan { key, storable })),
                 )
             }
         }
     }
 }
 
-fn pass(reason: MissReason, status: StatusCode, refusal: Option<NotStorable>) -> Step {
+fn pass(reason: MissReason, status: StatusCode, copy: Copied) -> Step {
     let reply = Reply::Pass(cache_status(reason, status, false));
-    let report = Report::Miss {
-        reason,
-        copy: refusal.map_or(Copied::NotWanted, Copied::Refused),
-    };
+    let report = Report::Miss { reason, copy };
     (Session::Done(Done { report }), Effect::Reply(reply))
 }
 
@@ -202,6 +202,24 @@ fn cache_status(reason: MissReason, status: StatusCode, stored: bool) -> CacheSt
         | MissReason::StoreDenied
         | MissReason::Budget
         | MissReason::TooLarge => CacheStatus::Miss { stored },
+    }
+}
+
+/// The response may be stored; the shell was asked for a copy.
+#[derive(Debug)]
+pub struct Beginning {
+    status: StatusCode,
+    pub(super) filling: Filling,
+}
+
+impl Beginning {
+    pub(super) fn begun(self) -> Step {
+        let reply = Reply::Mirror(cache_status(self.filling.reason, self.status, true));
+        (Session::Filling(self.filling), Effect::Reply(reply))
+    }
+
+    pub(super) fn lost(self, reason: AbortReason) -> Step {
+        pass(self.filling.reason, self.status, Copied::Aborted(reason))
     }
 }
 
@@ -232,17 +250,17 @@ impl Filling {
             };
             (
                 Session::Done(Done { report }),
-                Effect::Fill(FillStep::Finish(bytes), Reply::Continue),
+                Effect::Copy(CopyStep::Finish(bytes)),
             )
         } else {
             (
                 Session::Filling(self),
-                Effect::Fill(FillStep::Append(bytes), Reply::Continue),
+                Effect::Copy(CopyStep::Append(bytes)),
             )
         }
     }
 
-    pub(super) fn lose(self, reason: AbortReason) -> Step {
+    pub(super) fn lost(self, reason: AbortReason) -> Step {
         (
             Session::Draining(Draining {
                 reason: self.reason,
@@ -250,6 +268,14 @@ impl Filling {
             }),
             Effect::Nothing,
         )
+    }
+
+    /// How the request ended if nothing more comes.
+    pub(super) fn cut(&self) -> Report {
+        Report::Miss {
+            reason: self.reason,
+            copy: Copied::Aborted(AbortReason::Cut),
+        }
     }
 
     /// What speaks against what has come so far.
@@ -282,7 +308,7 @@ impl Filling {
         } else {
             Session::Draining(draining)
         };
-        (next, Effect::Fill(FillStep::Abort(abort), Reply::Continue))
+        (next, Effect::Copy(CopyStep::Abort(abort)))
     }
 }
 

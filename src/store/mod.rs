@@ -145,3 +145,19 @@ pub async fn read_whole(record: &Record, mut body: BodyStream) -> Result<Bytes, 
         rest.freeze()
     })
 }
+
+/// An error with its causes, for one log line.
+#[derive(Debug)]
+pub struct Causes<'a>(pub &'a Error);
+
+impl fmt::Display for Causes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = std::error::Error::source(self.0);
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}

@@ -72,7 +72,10 @@ const BUCKETS: [f64; 16] = [
 
 impl Metrics {
     /// All metrics at zero.
-    #[expect(clippy::new_without_default, reason = "metrics are made once, on purpose")]
+    #[expect(
+        clippy::new_without_default,
+        reason = "metrics are made once, on purpose"
+    )]
     pub fn new() -> Self {
         let histogram = || Histogram::new(BUCKETS);
         let mut registry = Registry::with_prefix("afterimage");

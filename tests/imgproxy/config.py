@@ -61,7 +61,7 @@ class Config:
             secret=env.text("IMGPROXY_SECRET"),
             root=env.existing("IMGPROXY_LOCAL_FILESYSTEM_ROOT", directory=True),
             allow_loopback=env.boolean("IMGPROXY_ALLOW_LOOPBACK_SOURCE_ADDRESSES", False),
-            pairs=tuple(zip(keys, salts)),
+            pairs=tuple(zip(keys, salts, strict=True)),
             trusted_signatures=tuple(env.words("IMGPROXY_TRUSTED_SIGNATURES")),
             signature_size=size,
             auto=frozenset(f for f in formats if env.boolean(f"IMGPROXY_AUTO_{f.upper()}", False)),

@@ -1,6 +1,7 @@
 """Image formats: names, types, magic numbers."""
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from xml.parsers import expat
 
@@ -51,8 +52,6 @@ def _holds_svg(data: bytes) -> bool:
 
     parser = expat.ParserCreate()
     parser.StartElementHandler = start
-    try:
+    with suppress(expat.ExpatError):
         parser.Parse(data, False)
-    except expat.ExpatError:
-        pass
     return found

@@ -66,7 +66,9 @@ def _fill_down(target: tuple[int, int], scaled: tuple[int, int]) -> tuple[int, i
     return target
 
 
-def corner(width: int, height: int, inner_width: int, inner_height: int, options: Options, dpr: float) -> tuple[int, int]:
+def corner(
+    width: int, height: int, inner_width: int, inner_height: int, options: Options, dpr: float
+) -> tuple[int, int]:
     """Where the inner rectangle begins, by gravity."""
     gravity = options.gravity
     if gravity == "fp":

@@ -34,7 +34,9 @@ def common(request: Mapping[str, str]) -> Headers:
     )
 
 
-def cache_control(config: Config, status: int, source: Mapping[str, str], options: Options, is_fallback: bool) -> str | None:
+def cache_control(
+    config: Config, status: int, source: Mapping[str, str], options: Options, is_fallback: bool
+) -> str | None:
     max_age = -1
     if is_fallback and config.fallback_ttl > 0:
         max_age = config.fallback_ttl

@@ -34,7 +34,7 @@ class Options:
 
 
 def parse(path: str) -> tuple[Options, str]:
-    parts = path.split("/")
+    parts = path.removeprefix("/").split("/")
     if parts[0] in RESIZING_TYPES:
         raise invalid_url("the basic URL format of old")
     options = Options()
@@ -58,8 +58,6 @@ def _source(parts: list[str]) -> tuple[str, str]:
         raise invalid_url("no source, or several formats")
     extension = extensions[0] if extensions else ""
     if is_plain:
-        if re.search(r"%(?![0-9A-Fa-f]{2})", encoded):
-            raise invalid_url("bad percent encoding")
         return unquote(encoded, errors="surrogateescape"), extension
     decoded = decode_base64(encoded.rstrip("="))
     if decoded is None:
@@ -98,7 +96,7 @@ def _apply(options: Options, name: str, arguments: list[str]) -> None:
         case "format_quality" | "fq":
             if len(arguments) % 2:
                 raise invalid_url("format quality without a number")
-            for of, quality in zip(arguments[::2], arguments[1::2]):
+            for of, quality in zip(arguments[::2], arguments[1::2], strict=True):
                 options.format_quality[_format(of).name] = _quality(quality)
         case "expires" | "exp":
             options.expires = _integer(_only(arguments))

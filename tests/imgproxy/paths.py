@@ -9,7 +9,7 @@ import re
 from config import Config
 from refusal import Refusal, invalid_url
 
-LOST_SLASHES = re.compile(r"^(\S+):/([^/])", re.ASCII)
+LOST_SLASHES = re.compile(r"\A(\S+):/(?!/|\Z)", re.ASCII)
 COLON_IN_SIGNATURE = (
     "The signature appears to be a processing option. The signature section should always be present in the URL."
 )
@@ -35,8 +35,7 @@ def repair(path: str) -> str:
 
 
 def _restore(match: re.Match[str]) -> str:
-    scheme, first = match.groups()
-    return f"{scheme}://{'/' if scheme == 'local' else ''}{first}"
+    return f"{match[1]}://{'/' if match[1] == 'local' else ''}"
 
 
 def verify(config: Config, signature: str, path: str) -> None:
@@ -49,7 +48,7 @@ def verify(config: Config, signature: str, path: str) -> None:
     given = decode_base64(signature)
     if given is None:
         raise Refusal(403, "Forbidden", "signature is not base64")
-    message = b"/" + path.encode(errors="surrogateescape")
+    message = ("/" + path.removeprefix("/")).encode(errors="surrogateescape")
     for key, salt in config.pairs:
         mac = hmac.new(key, salt + message, hashlib.sha256).digest()
         if hmac.compare_digest(given, mac[: config.signature_size]):

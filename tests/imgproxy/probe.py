@@ -69,7 +69,7 @@ def _webp(body: bytes) -> tuple[int, int] | None:
 
 def _jxl(body: bytes) -> tuple[int, int]:
     """ISO/IEC 18181-1, SizeHeader: bits from the least significant up."""
-    start = 0 if body[:2] == b"\xff\n" else re.search(rb"jxl[cp](....)?\xff\n", body, re.DOTALL).end() - 2
+    start = body.index(b"\xff\n")
     bits, at = int.from_bytes(body[start + 2 : start + 18], "little"), 0
 
     def take(count: int) -> int:

@@ -33,13 +33,15 @@ CLOCK_SECONDS = 5
 NOT_COMPARED = {"date", "x-request-id", "connection", "keep-alive"}
 UNPROBED = {"image/bmp": "bmp", "image/tiff": "tiff", "image/x-icon": "ico"}
 
-# (configuration, path, recorded media type): reason. For the stand-in only.
+COFFEE = "/insecure/rs:fill:120:80/plain/local:///coffee.png"
 NO_JXL = "the libvips of pyvips-binary has no JPEG XL"
+NOT_IN_LIBVIPS = "imgproxy has an encoder of its own, libvips has none"
+# (configuration, path, recorded media type): reason. For the stand-in only.
 NOT_SPOKEN = {
-    ("default", "/insecure/rs:fill:120:80/plain/local:///coffee.png@jxl", "image/jxl"): NO_JXL,
-    ("default", "/insecure/rs:fill:120:80/plain/local:///coffee.png@bmp", "image/bmp"): "imgproxy's own encoder, not in libvips",
-    ("default", "/insecure/rs:fill:120:80/plain/local:///coffee.png@ico", "image/x-icon"): "imgproxy's own encoder, not in libvips",
-    ("auto_webp_avif_jxl", "/insecure/rs:fill:120:80/plain/local:///coffee.png", "image/jxl"): NO_JXL,
+    ("default", f"{COFFEE}@jxl", "image/jxl"): NO_JXL,
+    ("default", f"{COFFEE}@bmp", "image/bmp"): NOT_IN_LIBVIPS,
+    ("default", f"{COFFEE}@ico", "image/x-icon"): NOT_IN_LIBVIPS,
+    ("auto_webp_avif_jxl", COFFEE, "image/jxl"): NO_JXL,
 }
 
 
@@ -52,7 +54,7 @@ class Answer:
 
 @dataclass
 class Pairs:
-    """Recorded values and the ones seen in their place: equal there means equal here, different there different here."""
+    """Recorded values and what was seen in their place: the same value for the same one, another for another."""
 
     name: str
     seen: dict[str, str] = field(default_factory=dict)
@@ -84,7 +86,8 @@ class Replay:
         return self.failed == 0 and (self.agreed >= REQUIRED or self.only is not None)
 
     def _replay(self, configuration: dict[str, Any], source_port: int) -> None:
-        environment = {name: value.replace("$PHOTOS", str(PHOTOS)) for name, value in configuration["environment"].items()}
+        recorded = configuration["environment"]
+        environment = {name: value.replace("$PHOTOS", str(PHOTOS)) for name, value in recorded.items()}
         prefix = environment.get("IMGPROXY_PATH_PREFIX", "")
         failed_before = self.failed
         with running(self.command, environment, prefix) as (port, log):
@@ -100,7 +103,7 @@ class Replay:
                 print(f"--- what the server of {configuration['name']} wrote\n{log.read_text(errors='replace')}---")
 
     def _judge(self, configuration: str, exchange: dict[str, Any], differences: list[str]) -> None:
-        media_type = dict(exchange["answer"]["headers"]).get("content-type")
+        media_type = dict(exchange["answer"]["headers"]).get("content-type", "")
         reason = self.not_spoken.get((configuration, exchange["path"], media_type))
         if reason and differences:
             self.listed += 1
@@ -128,7 +131,9 @@ class Replay:
         found += self._body_differences(exchange["method"], recorded, answer.body)
         return [difference for difference in found if difference]
 
-    def _header_difference(self, exchange: dict[str, Any], name: str, recorded: str | None, answer: Answer) -> str | None:
+    def _header_difference(
+        self, exchange: dict[str, Any], name: str, recorded: str | None, answer: Answer
+    ) -> str | None:
         seen = answer.headers.get(name)
         plain = f"{name}: recorded {recorded!r}, seen {seen!r}"
         if recorded is None or seen is None:
@@ -149,7 +154,8 @@ class Replay:
         """The Expires of the exchange's source: a max-age made of it depends on the time of day."""
         for name, fields in self.recording["source_headers"].items():
             if f"/{name}.png" in exchange["path"]:
-                return fields.get("Expires")
+                expires: str | None = fields.get("Expires")
+                return expires
         return None
 
     def _body_differences(self, method: str, recorded: dict[str, Any], body: bytes) -> list[str | None]:
@@ -195,8 +201,7 @@ def ask(port: int, method: str, path: str, headers: dict[str, str]) -> Answer:
         response = connection.getresponse()
         body = response.read()
         fields: dict[str, str] = {}
-        for name, value in response.getheaders():
-            name = name.lower()
+        for name, value in ((name.lower(), value) for name, value in response.getheaders()):
             if name not in NOT_COMPARED:
                 fields[name] = f"{fields[name]}, {value}" if name in fields else value
         return Answer(response.status, fields, body)
@@ -209,10 +214,9 @@ def ask(port: int, method: str, path: str, headers: dict[str, str]) -> Answer:
 @contextmanager
 def running(command: list[str], environment: dict[str, str], prefix: str) -> Iterator[tuple[int, Path]]:
     """An imgproxy with this environment on a free port; yields the port and the file with what it wrote."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("IMGPROXY_") and name != "PORT"}
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("IMGPROXY_") and k != "PORT"}
     port = free_port()
     environment = {
-        **inherited,
         "IMGPROXY_BIND": f"127.0.0.1:{port}",
         "IMGPROXY_LOCAL_FILESYSTEM_ROOT": str(PHOTOS),
         "IMGPROXY_ALLOW_LOOPBACK_SOURCE_ADDRESSES": "1",
@@ -221,7 +225,7 @@ def running(command: list[str], environment: dict[str, str], prefix: str) -> Ite
     with tempfile.TemporaryDirectory() as directory:
         log = Path(directory) / "log"
         with log.open("wb") as output:
-            process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+            process = subprocess.Popen(command, env=inherited | environment, stdout=output, stderr=output)
         try:
             _await_health(process, port, prefix, log)
             yield port, log
@@ -247,6 +251,8 @@ def _await_health(process: subprocess.Popen[bytes], port: int, prefix: str, log:
             state = f"ended with {process.returncode}" if process.poll() is not None else "does not answer"
             raise SystemExit(f"the server {state}:\n{log.read_text(errors='replace')}")
         time.sleep(0.02)
+    if process.poll() is not None:
+        raise SystemExit(f"another server has taken port {port}:\n{log.read_text(errors='replace')}")
 
 
 def main() -> int:

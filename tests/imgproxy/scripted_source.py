@@ -38,12 +38,17 @@ def scripted_source(photo: Path, headers_by_name: dict[str, dict[str, str]]) -> 
             if fields is None:
                 self._send(404, "text/plain", b"not scripted")
                 return
-            tag, date = fields.get("ETag"), fields.get("Last-Modified")
-            is_known = tag and self.headers["If-None-Match"] == tag or date and self.headers["If-Modified-Since"] == date
+            validators = {"If-None-Match": fields.get("ETag"), "If-Modified-Since": fields.get("Last-Modified")}
+            is_known = any(value and self.headers[name] == value for name, value in validators.items())
             self._send(304 if is_known else 200, "image/png", b"" if is_known else image, fields)
 
         def _send(
-            self, status: int, media_type: str, body: bytes, fields: dict[str, str] | None = None, sent: int | None = None
+            self,
+            status: int,
+            media_type: str,
+            body: bytes,
+            fields: dict[str, str] | None = None,
+            sent: int | None = None,
         ) -> None:
             self.send_response(status)
             if status != 304:

@@ -4,6 +4,7 @@
 import asyncio
 import hmac
 import os
+import re
 import signal
 import sys
 import time
@@ -26,6 +27,10 @@ PINNED = {"pyvips": "3.2.0", "libvips": "8.18.7", "aiohttp": "3.14.5"}
 RENDER_WORKERS = 2
 STOP_SECONDS = 10
 MAX_LINE_BYTES = 64 * 1024
+# What Go's HTTP server says before imgproxy sees the request.
+BAD_REQUEST = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n400 Bad Request"
+)
 # Bytes of a source that break off inside the first block are lost before the type is looked at.
 SOURCE_BLOCK_BYTES = 4096
 RAW_REQUEST_HEADERS = ("If-None-Match", "If-Modified-Since", "Accept-Encoding", "Range")
@@ -63,7 +68,10 @@ class StandIn:
 
     async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
         prefix = self.config.path_prefix
-        path = unquote(request.raw_path.partition("?")[0])
+        escaped = request.raw_path.partition("?")[0]
+        if re.search(r"%(?![0-9A-Fa-f]{2})", escaped):
+            return _instead_of_an_answer(request, BAD_REQUEST)
+        path = unquote(escaped, errors="surrogateescape")
         if request.method == "GET":
             if path in (prefix, prefix + "/"):
                 return await self._landing(request)
@@ -114,7 +122,8 @@ class StandIn:
     async def _processed(self, request: web.BaseRequest, options: Options, address: str) -> web.StreamResponse:
         source, status, is_fallback = Source(0, Headers(), b""), 200, False
         try:
-            source = await asyncio.to_thread(fetch, self.config, address, headers.conditions(self.config, request.headers))
+            conditions = headers.conditions(self.config, request.headers)
+            source = await asyncio.to_thread(fetch, self.config, address, conditions)
             if source.status == 304:
                 return self._not_modified(request, options, source)
             body, found = _image_in(source)
@@ -175,7 +184,9 @@ class StandIn:
         return await self._cut(request, source, fields)
 
     async def _cut(self, request: web.BaseRequest, source: Source, fields: Headers) -> web.StreamResponse:
-        """Breaks off where the source did: raw mode streams, so its head is long gone by then."""
+        """Breaks off where the source did: raw mode streams, so by then its head is gone, or still in a buffer."""
+        if len(source.body) < SOURCE_BLOCK_BYTES:
+            return _instead_of_an_answer(request)
         if "Content-Length" in source.headers:
             fields["Content-Length"] = source.headers["Content-Length"]
         response = web.StreamResponse(status=source.status, headers=fields)
@@ -184,6 +195,14 @@ class StandIn:
         if request.transport:
             request.transport.close()
         return response
+
+
+def _instead_of_an_answer(request: web.BaseRequest, sent: bytes = b"") -> web.Response:
+    """Sends these bytes, or none, and closes the connection; what is returned goes nowhere."""
+    if request.transport:
+        request.transport.write(sent)
+        request.transport.close()
+    return web.Response(status=400 if sent else 502)
 
 
 def _image_in(source: Source) -> tuple[bytes, Format]:
@@ -211,7 +230,9 @@ def _check_versions() -> None:
     found = {**VERSIONS, "aiohttp": aiohttp.__version__}
     for name, version in PINNED.items():
         if found[name] != version:
-            raise ConfigError(f"{name} is {found[name]}, not the pinned {version}: install requirements.txt in a fresh venv")
+            raise ConfigError(
+                f"{name} is {found[name]} but {version} is pinned: install requirements.txt in a new venv"
+            )
 
 
 def _fallback(config: Config) -> tuple[bytes, Format] | None:
@@ -226,9 +247,7 @@ def _fallback(config: Config) -> tuple[bytes, Format] | None:
 
 async def serve(config: Config) -> None:
     stand_in = StandIn(config, _fallback(config))
-    server = web.Server(
-        stand_in.answer, access_log=None, max_line_size=MAX_LINE_BYTES, max_field_size=MAX_LINE_BYTES
-    )
+    server = web.Server(stand_in.answer, access_log=None, max_line_size=MAX_LINE_BYTES, max_field_size=MAX_LINE_BYTES)
     runner = web.ServerRunner(server, shutdown_timeout=STOP_SECONDS)
     await runner.setup()
     site = web.TCPSite(runner, config.host, config.port)

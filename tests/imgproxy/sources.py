@@ -23,6 +23,7 @@ Headers = CIMultiDict[str]
 
 TIMEOUT_SECONDS = 5
 MAX_REDIRECTS = 10
+URL_CHARACTERS = "%/:?@!$&'()*+,;=~"
 USER_AGENT = "imgproxy/4.0.12"
 
 
@@ -32,6 +33,9 @@ class Source:
     headers: Headers
     body: bytes
     is_complete: bool = True
+
+
+NOT_FOUND = Source(404, Headers({"Content-Type": "text/plain"}), b"no such photo")
 
 
 def fetch(config: Config, address: str, request: Mapping[str, str]) -> Source:
@@ -48,17 +52,17 @@ def fetch(config: Config, address: str, request: Mapping[str, str]) -> Source:
 
 def _local(root: Path, address: str, request: Mapping[str, str]) -> Source:
     rest = address.partition(":")[2].removeprefix("//")
-    key = rest.partition("/")[2].lstrip("/")
+    key = rest.partition("/")[2].lstrip("/").partition("?")[0]
     if not key:
-        return _not_found("invalid FS Storage URL: object name is empty")
+        return NOT_FOUND
     name = "/" + key
     path = root / posixpath.normpath(name).lstrip("/")
     if path.is_dir():
-        return _not_found(f"{name} is directory")
+        return NOT_FOUND
     try:
         body, stat = path.read_bytes(), path.stat()
     except OSError:
-        return _not_found(f"{name} doesn't exist")
+        return NOT_FOUND
     headers = Headers({"Accept-Ranges": "bytes", "Content-Type": _media_type(path, body)})
     try:
         start, end = _range(request.get("Range", ""))
@@ -83,14 +87,11 @@ def _local(root: Path, address: str, request: Mapping[str, str]) -> Source:
     return Source(200, headers, body)
 
 
-def _not_found(text: str) -> Source:
-    body = text.encode(errors="surrogateescape")
-    return Source(404, Headers({"Content-Type": "text/plain", "Content-Length": str(len(body))}), body)
-
-
 def _media_type(path: Path, body: bytes) -> str:
-    found = detect(body)
-    return found.media_type if found else mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    if found := detect(body):
+        return found.media_type
+    guessed = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    return f"{guessed}; charset=utf-8" if guessed.startswith("text/") else guessed
 
 
 def _range(header: str) -> tuple[int, int]:
@@ -110,9 +111,9 @@ def _is_not_modified(request: Mapping[str, str], validators: Headers) -> bool:
     if given := request.get("If-None-Match"):
         # One tag, compared as text: `*` and lists never match.
         return _unquoted(given) == _unquoted(validators["ETag"])
-    since = request.get("If-Modified-Since")
     try:
-        return bool(since) and parsedate_to_datetime(validators["Last-Modified"]) <= parsedate_to_datetime(since)
+        since = parsedate_to_datetime(request.get("If-Modified-Since", ""))
+        return parsedate_to_datetime(validators["Last-Modified"]) <= since
     except (ValueError, TypeError):
         return False
 
@@ -141,7 +142,7 @@ def _get(config: Config, address: str, request: Mapping[str, str]) -> Source:
         raise unreachable("the stand-in asks servers on loopback only")
     if not config.allow_loopback:
         raise Refusal(404, "Invalid source URL", "loopback sources are not allowed")
-    target = quote(url.path or "/", safe="%/:@!$&'()*+,;=~") + ("?" + quote(url.query, safe="%/:?@!$&'()*+,;=~") if url.query else "")
+    target = quote(f"{url.path or '/'}?{url.query}".removesuffix("?"), safe=URL_CHARACTERS)
     connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT_SECONDS)
     try:
         connection.putrequest("GET", target, skip_accept_encoding=True)
