@@ -4,9 +4,12 @@
 //! and read no clock, and know nothing of Envoy. A [`Policy`] is plain data, named by the operator
 //! and chosen by a route.
 
+mod generic;
 mod imgproxy;
 mod key;
 mod request;
+#[cfg(test)]
+mod testing;
 
 use std::sync::Arc;
 use std::time::Duration;
