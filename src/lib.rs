@@ -1,6 +1,7 @@
 //! Afterimage: an Envoy external processor that remembers every image imgproxy has made.
 
 pub mod budget;
+pub mod cli;
 pub mod clock;
 pub mod collapse;
 pub mod config;
@@ -8,6 +9,7 @@ pub mod entry;
 pub mod extproc;
 pub mod fill;
 pub mod policy;
+
 pub mod session;
 pub mod store;
 pub mod telemetry;

@@ -6,12 +6,15 @@
 
 mod cache_control;
 mod freshness;
+mod generic;
 mod image;
 mod imgproxy;
 mod key;
 mod outcome;
 mod request;
 mod storable;
+#[cfg(test)]
+mod testing;
 
 use std::sync::Arc;
 use std::time::Duration;

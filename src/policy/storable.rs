@@ -292,7 +292,7 @@ impl Policy {
             .any(|field| {
                 HeaderName::from_bytes(field)
                     // `*` is a token, too, and matches no request.
-                    .map_or(true, |name| name == "*" || self.passes_unkeyed(&name))
+                    .map_or(true, |name| name == "*" || !self.controls(&name))
             })
     }
 
