@@ -111,10 +111,12 @@ pub(super) fn forward(changes: &Forward) -> ProcessingResponse {
         set_headers: changes
             .set
             .iter()
+            .map(|(name, value)| (name.as_str(), value.as_bytes()))
+            .chain(changes.path.as_deref().map(|path| (":path", path)))
             .map(|(name, value)| {
                 header_option(
                     name,
-                    value.as_bytes().to_vec(),
+                    value.to_vec(),
                     HeaderAppendAction::OverwriteIfExistsOrAdd,
                 )
             })
@@ -137,7 +139,7 @@ pub(super) fn forward(changes: &Forward) -> ProcessingResponse {
 pub(super) fn respond(status: CacheStatus, wants_body: bool) -> ProcessingResponse {
     let mutation = pb::HeaderMutation {
         set_headers: vec![header_option(
-            &HeaderName::from_static("cache-status"),
+            "cache-status",
             status.to_string().into_bytes(),
             HeaderAppendAction::AppendIfExistsOrAdd,
         )],
@@ -168,7 +170,11 @@ pub(super) fn immediate(hit: &Hit, chunks: &[Bytes]) -> ProcessingResponse {
         headers: Some(pb::HeaderMutation {
             set_headers: joined(&hit.headers)
                 .map(|(name, value)| {
-                    header_option(name, value, HeaderAppendAction::OverwriteIfExistsOrAdd)
+                    header_option(
+                        name.as_str(),
+                        value,
+                        HeaderAppendAction::OverwriteIfExistsOrAdd,
+                    )
                 })
                 .collect(),
             remove_headers: Vec::new(),
@@ -269,13 +275,13 @@ fn mode(response_headers: HeaderSendMode, response_body: BodySendMode) -> Proces
 }
 
 fn header_option(
-    name: &HeaderName,
+    name: &str,
     raw_value: Vec<u8>,
     action: HeaderAppendAction,
 ) -> core::HeaderValueOption {
     core::HeaderValueOption {
         header: Some(core::HeaderValue {
-            key: name.as_str().to_owned(),
+            key: name.to_owned(),
             raw_value,
             ..core::HeaderValue::default()
         }),

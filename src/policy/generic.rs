@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, header};
 use percent_encoding::percent_decode;
 
@@ -51,6 +52,7 @@ impl Generic {
                     .filter(|name| self.removes(name))
                     .cloned()
                     .collect(),
+                path: query.and_then(|query| self.forwarded_path(path, query)),
             },
         })
     }
@@ -79,12 +81,7 @@ impl Generic {
             Query::None => hasher.field(b"none"),
             Query::Only(names) => {
                 hasher.field(b"only");
-                hasher.list(
-                    query
-                        .unwrap_or_default()
-                        .split(|byte| *byte == b'&')
-                        .filter(|parameter| is_named(parameter, names)),
-                );
+                hasher.list(named(query.unwrap_or_default(), names));
             }
         }
         for name in &self.headers {
@@ -92,6 +89,21 @@ impl Generic {
             hasher.list(headers.get_all(name).iter().map(|value| value.as_bytes()));
         }
         hasher.finish()
+    }
+
+    /// The path with as much of the query as is in the key; `None` where that is all of it.
+    fn forwarded_path(&self, path: &[u8], query: &[u8]) -> Option<Bytes> {
+        let kept: Vec<&[u8]> = match &self.query {
+            Query::All => return None,
+            Query::None => Vec::new(),
+            Query::Only(names) => named(query, names).collect(),
+        };
+        let mut forwarded = path.to_vec();
+        for (index, parameter) in kept.iter().enumerate() {
+            forwarded.push(if index == 0 { b'?' } else { b'&' });
+            forwarded.extend_from_slice(parameter);
+        }
+        Some(forwarded.into())
     }
 
     /// Whether field `name` is taken out of a request that leads. `Accept-Encoding` is, so that the
@@ -110,6 +122,13 @@ fn source_hash(host: &[u8], path: &[u8]) -> [u8; 32] {
     hasher.field(host);
     hasher.field(path);
     hasher.finish()
+}
+
+/// The parameters of `query` that an upstream might take for one of `names`, in their order.
+fn named<'a>(query: &'a [u8], names: &'a [String]) -> impl Iterator<Item = &'a [u8]> {
+    query
+        .split(|byte| *byte == b'&')
+        .filter(|parameter| is_named(parameter, names))
 }
 
 /// Whether an upstream might take `parameter` for one of `names`: some decode names, some take a

@@ -103,6 +103,8 @@ impl Imgproxy {
             forward: Forward {
                 remove: self.removed(request, &set),
                 set,
+                // imgproxy cuts the query itself.
+                path: None,
             },
         })
     }

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use data_encoding::HEXLOWER;
 use http::{HeaderName, HeaderValue, header};
 use sha2::{Digest as _, Sha256};
@@ -188,6 +189,8 @@ pub struct Forward {
     pub set: Vec<(HeaderName, HeaderValue)>,
     /// Fields of the request to be taken out.
     pub remove: Vec<HeaderName>,
+    /// The path with its query in place of the request's, where part of the query is not in the key.
+    pub path: Option<Bytes>,
 }
 
 /// Why a request is not looked up.

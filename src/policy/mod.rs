@@ -75,9 +75,10 @@ pub struct Generic {
 pub enum Query {
     /// The raw query as it is.
     All,
-    /// None of it; it is still sent to the upstream.
+    /// None of it, and it is not sent on with requests that lead.
     None,
-    /// The parameters with these (raw, undecoded) names, in the order of the request.
+    /// The parameters with these names, in the order of the request; others are not sent on with
+    /// requests that lead.
     Only(Vec<String>),
 }
 

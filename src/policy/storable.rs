@@ -366,3 +366,6 @@ fn has_content_coding(headers: &HeaderMap) -> bool {
             .eq_ignore_ascii_case(b"identity")
     })
 }
+
+#[cfg(test)]
+mod tests;

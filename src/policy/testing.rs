@@ -6,8 +6,8 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method};
 
 use super::{
-    BypassReason, Cookies, Decision, FreshnessRules, Generic, Imgproxy, Kind, Lookup, Policy,
-    Query, RequestHead, Signing, StoreRules, Verify,
+    BypassReason, Cookies, Decision, FreshnessRules, Generic, Imgproxy, Kind, Lookup, MediaRange,
+    Policy, Query, RequestHead, Signing, StoreRules, Verify,
 };
 use crate::clock::Timestamp;
 
@@ -44,7 +44,10 @@ pub(super) fn policy(kind: Kind) -> Policy {
         kind,
         cookies: Cookies::Ignore,
         store: StoreRules {
-            content_types: Vec::new(),
+            content_types: vec![MediaRange {
+                main: "image".into(),
+                sub: None,
+            }],
             verify: Verify::Image,
             exclude_headers: Vec::new(),
         },

@@ -227,3 +227,14 @@ proptest! {
         prop_assert_eq!(a == b, key(&a) == key(&b));
     }
 }
+
+#[test]
+fn of_a_query_only_what_is_in_the_key_is_sent_on() {
+    let path = |query| {
+        let policy = policy(Kind::Generic(Generic { query, ..generic() }));
+        lookup(&policy, &get("/a?x=1&y=2&x=3", &[])).forward.path
+    };
+    assert_eq!(path(Query::All), None);
+    assert_eq!(path(Query::None).unwrap(), "/a");
+    assert_eq!(path(Query::Only(vec!["x".into()])).unwrap(), "/a?x=1&x=3");
+}
