@@ -67,7 +67,9 @@ pub enum Query {
     All,
     /// None of it; it is still sent to the upstream.
     None,
-    /// The parameters with these (raw, undecoded) names, in the order of the request.
+    /// The parameters with these names, as they are and in the order of the request. A parameter that
+    /// an upstream might take for one of them is in the key as well: one whose name is percent-encoded,
+    /// or one that stands behind a semicolon.
     Only(Vec<String>),
 }
 
