@@ -13,3 +13,5 @@ mod harness;
 mod s3_faults;
 // The contract of `Store`, on memory, on disk and on Garage.
 mod store_suite;
+// Much traffic of all kinds at once.
+mod traffic;
