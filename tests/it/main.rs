@@ -5,6 +5,8 @@ mod support;
 
 // What is cached, and what must not be, through real Envoy.
 mod caching;
+// Whole gRPC conversations in process.
+mod conversation;
 // One Garage on free ports.
 mod garage;
 // The test harness itself.
