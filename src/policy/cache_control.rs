@@ -1,28 +1,64 @@
-//! `Cache-Control` of a response (RFC 9111 section 5.2).
+//! `Cache-Control` and the fields that stand in its place (RFC 9111 section 5.2, RFC 9213).
+
+mod structured;
 
 use http::header::CACHE_CONTROL;
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 /// Larger values mean this many seconds, about 68 years (RFC 9111 section 1.2.2).
 const DELTA_SECONDS_MAX: u64 = 1 << 31;
 
-/// The response directives that a shared cache obeys (RFC 9111 section 5.2.2).
+/// The response directives that a shared cache obeys (RFC 9111 section 5.2.2, RFC 5861).
 ///
 /// Unknown directives are ignored. Of a directive that is repeated with different arguments the
-/// first counts (section 4.2.1). An argument that cannot be read makes a lifetime zero, so that a
-/// malformed header never keeps anything longer than its author meant.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// first counts (section 4.2.1). An argument that cannot be read makes a lifetime zero, and a stale
+/// window none, so that a malformed header never keeps anything longer than its author meant.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CacheControl {
     /// `no-store` (section 5.2.2.5).
     pub no_store: bool,
-    /// `private`, with or without field names (section 5.2.2.7).
-    pub private: bool,
-    /// `no-cache`, with or without field names (section 5.2.2.4).
-    pub no_cache: bool,
+    /// `private` (section 5.2.2.7).
+    pub private: Scope,
+    /// `no-cache` (section 5.2.2.4).
+    pub no_cache: Scope,
+    /// `public` (section 5.2.2.9).
+    pub public: bool,
+    /// `must-revalidate` (section 5.2.2.2).
+    pub must_revalidate: bool,
+    /// `proxy-revalidate` (section 5.2.2.8).
+    pub proxy_revalidate: bool,
+    /// `must-understand` (section 5.2.2.3).
+    pub must_understand: bool,
     /// `s-maxage` in seconds (section 5.2.2.10).
     pub s_maxage: Option<u64>,
     /// `max-age` in seconds (section 5.2.2.1).
     pub max_age: Option<u64>,
+    /// `stale-while-revalidate` in seconds (RFC 5861 section 3).
+    pub stale_while_revalidate: Option<u64>,
+    /// `stale-if-error` in seconds (RFC 5861 section 4).
+    pub stale_if_error: Option<u64>,
+}
+
+/// What a directive with optional field names is about.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Scope {
+    /// It is not there.
+    #[default]
+    Nothing,
+    /// These fields only.
+    Fields(Vec<HeaderName>),
+    /// The whole response.
+    Response,
+}
+
+/// Where the directives for this cache stand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Directed {
+    /// The directives.
+    pub control: CacheControl,
+    /// Whether they come from a targeted field, which `Expires` does not add to (RFC 9213
+    /// section 2.2).
+    pub is_targeted: bool,
 }
 
 impl CacheControl {
@@ -37,18 +73,149 @@ impl CacheControl {
         control
     }
 
-    fn add(&mut self, name: &[u8], argument: Option<&[u8]>) {
-        if name.eq_ignore_ascii_case(b"no-store") {
-            self.no_store = true;
-        } else if name.eq_ignore_ascii_case(b"private") {
-            self.private = true;
-        } else if name.eq_ignore_ascii_case(b"no-cache") {
-            self.no_cache = true;
-        } else if name.eq_ignore_ascii_case(b"s-maxage") {
-            self.s_maxage.get_or_insert(lifetime(argument));
-        } else if name.eq_ignore_ascii_case(b"max-age") {
-            self.max_age.get_or_insert(lifetime(argument));
+    /// Reads the first of the `targeted` fields that is there and valid, else `Cache-Control`
+    /// (RFC 9213 section 2.2). An empty or malformed targeted field counts as absent.
+    pub fn directed_at_us(headers: &HeaderMap, targeted: &[HeaderName]) -> Directed {
+        for name in targeted {
+            if let Some(members) = structured::dictionary(headers.get_all(name).iter()) {
+                let mut control = Self::default();
+                for (name, argument) in &members {
+                    control.add(name.as_bytes(), argument.as_deref().map(str::as_bytes));
+                }
+                return Directed {
+                    control,
+                    is_targeted: true,
+                };
+            }
         }
+        Directed {
+            control: Self::of(headers),
+            is_targeted: false,
+        }
+    }
+
+    /// Whether a stale response may not be used without asking, whatever anyone says
+    /// (RFC 9111 section 4.2.4). `s-maxage` implies `proxy-revalidate` (section 5.2.2.10).
+    pub fn forbids_stale(&self) -> bool {
+        self.must_revalidate
+            || self.proxy_revalidate
+            || self.s_maxage.is_some()
+            || self.no_cache == Scope::Response
+    }
+
+    /// Whether the response to a request with `Authorization` may be shared (RFC 9111 section 3.5).
+    pub fn shares_authorized(&self) -> bool {
+        self.public || self.must_revalidate || self.s_maxage.is_some()
+    }
+
+    fn add(&mut self, name: &[u8], argument: Option<&[u8]>) {
+        // The length rules most names out at once.
+        match name.len() {
+            6 if is(name, b"public") => self.public = true,
+            7 if is(name, b"private") => self.private.widen(argument),
+            7 if is(name, b"max-age") => {
+                self.max_age.get_or_insert(lifetime(argument));
+            }
+            8 if is(name, b"no-store") => self.no_store = true,
+            8 if is(name, b"no-cache") => self.no_cache.widen(argument),
+            8 if is(name, b"s-maxage") => {
+                self.s_maxage.get_or_insert(lifetime(argument));
+            }
+            14 if is(name, b"stale-if-error") => {
+                self.stale_if_error.get_or_insert(lifetime(argument));
+            }
+            15 if is(name, b"must-revalidate") => self.must_revalidate = true,
+            15 if is(name, b"must-understand") => self.must_understand = true,
+            16 if is(name, b"proxy-revalidate") => self.proxy_revalidate = true,
+            22 if is(name, b"stale-while-revalidate") => {
+                self.stale_while_revalidate
+                    .get_or_insert(lifetime(argument));
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Scope {
+    /// The directive once more. Without names, or with names that are none, it is about everything.
+    fn widen(&mut self, argument: Option<&[u8]>) {
+        let names: Option<Vec<HeaderName>> = argument.and_then(|list| {
+            list.split(|&byte| byte == b',')
+                .map(<[u8]>::trim_ascii)
+                .filter(|name| !name.is_empty())
+                .map(|name| HeaderName::from_bytes(name).ok())
+                .collect()
+        });
+        *self = match (std::mem::take(self), names) {
+            (Self::Response, _) | (_, None) => Self::Response,
+            (_, Some(names)) if names.is_empty() => Self::Response,
+            (Self::Nothing, Some(names)) => Self::Fields(names),
+            (Self::Fields(mut all), Some(names)) => {
+                all.extend(names);
+                Self::Fields(all)
+            }
+        };
+    }
+
+    /// The fields that it is about; none where it is about nothing or everything.
+    pub fn fields(&self) -> &[HeaderName] {
+        match self {
+            Self::Fields(names) => names,
+            Self::Nothing | Self::Response => &[],
+        }
+    }
+}
+
+/// The request directives (RFC 9111 section 5.2.1), and `Pragma` where there is no `Cache-Control`
+/// (section 5.4).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RequestControl {
+    /// `no-cache`, or `Pragma: no-cache`.
+    pub no_cache: bool,
+    /// `no-store`.
+    pub no_store: bool,
+    /// `only-if-cached`.
+    pub only_if_cached: bool,
+    /// `max-age` in seconds.
+    pub max_age: Option<u64>,
+    /// `min-fresh` in seconds.
+    pub min_fresh: Option<u64>,
+    /// `max-stale` in seconds; without argument, any staleness.
+    pub max_stale: Option<u64>,
+}
+
+impl RequestControl {
+    /// Reads the directives of a request.
+    pub fn of(headers: &HeaderMap) -> Self {
+        let mut control = Self::default();
+        for line in headers.get_all(CACHE_CONTROL) {
+            for Directive { name, argument, .. } in Directives(line.as_bytes()) {
+                match name.len() {
+                    7 if is(name, b"max-age") => {
+                        control.max_age.get_or_insert(lifetime(argument));
+                    }
+                    8 if is(name, b"no-cache") => control.no_cache = true,
+                    8 if is(name, b"no-store") => control.no_store = true,
+                    9 if is(name, b"max-stale") => {
+                        let any = argument.map_or(Some(u64::MAX), delta_seconds);
+                        control.max_stale.get_or_insert(any.unwrap_or(0));
+                    }
+                    9 if is(name, b"min-fresh") => {
+                        control.min_fresh.get_or_insert(lifetime(argument));
+                    }
+                    14 if is(name, b"only-if-cached") => control.only_if_cached = true,
+                    _ => {}
+                }
+            }
+        }
+        if !headers.contains_key(CACHE_CONTROL) {
+            control.no_cache = headers
+                .get_all(http::header::PRAGMA)
+                .iter()
+                .flat_map(|line| Directives(line.as_bytes()))
+                .any(|directive| is(directive.name, b"no-cache"));
+        }
+        control
     }
 }
 
@@ -64,7 +231,7 @@ pub fn limited_cache_control(headers: &HeaderMap, seconds: u64) -> Option<Header
             if !limited.is_empty() {
                 limited.extend_from_slice(b", ");
             }
-            if directive.is_lifetime() {
+            if is(directive.name, b"max-age") || is(directive.name, b"s-maxage") {
                 limited.extend_from_slice(directive.name);
                 let value = lifetime(directive.argument).min(seconds);
                 limited.extend_from_slice(format!("={value}").as_bytes());
@@ -88,6 +255,10 @@ pub(super) fn delta_seconds(argument: &[u8]) -> Option<u64> {
     Some(seconds.min(DELTA_SECONDS_MAX))
 }
 
+fn is(name: &[u8], wanted: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(wanted)
+}
+
 fn lifetime(argument: Option<&[u8]>) -> u64 {
     argument.and_then(delta_seconds).unwrap_or(0)
 }
@@ -96,12 +267,6 @@ struct Directive<'a> {
     name: &'a [u8],
     argument: Option<&'a [u8]>,
     text: &'a [u8],
-}
-
-impl Directive<'_> {
-    fn is_lifetime(&self) -> bool {
-        self.name.eq_ignore_ascii_case(b"max-age") || self.name.eq_ignore_ascii_case(b"s-maxage")
-    }
 }
 
 /// Iterates over `name [= (token | quoted-string)]`, separated by commas outside quotes.
@@ -155,85 +320,4 @@ fn unquote(argument: &[u8]) -> &[u8] {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn parse(lines: &[&str]) -> CacheControl {
-        let mut headers = HeaderMap::new();
-        for line in lines {
-            headers.append(CACHE_CONTROL, HeaderValue::from_str(line).unwrap());
-        }
-        CacheControl::of(&headers)
-    }
-
-    #[test]
-    fn directives_are_read_in_any_case_and_over_several_lines() {
-        let control = parse(&["Public, MAX-AGE=60", "s-maxage=\"90\""]);
-        assert_eq!(control.max_age, Some(60));
-        assert_eq!(control.s_maxage, Some(90));
-        assert!(!control.no_store);
-    }
-
-    #[test]
-    fn a_comma_inside_quotes_separates_nothing() {
-        let control = parse(&["no-cache=\"a, no-store\", private=\"x\\\", no-store\""]);
-        assert!(control.no_cache && control.private && !control.no_store);
-    }
-
-    #[test]
-    fn of_a_repeated_directive_the_first_counts() {
-        assert_eq!(parse(&["max-age=1, max-age=100"]).max_age, Some(1));
-    }
-
-    #[test]
-    fn a_malformed_lifetime_is_zero() {
-        for malformed in [
-            "max-age=abc",
-            "max-age",
-            "max-age=-1",
-            "max-age=1.5",
-            "max-age=",
-        ] {
-            assert_eq!(parse(&[malformed]).max_age, Some(0), "{malformed}");
-        }
-    }
-
-    #[test]
-    fn a_lifetime_of_any_number_of_digits_is_capped() {
-        assert_eq!(
-            parse(&["max-age=99999999999999999999999"]).max_age,
-            Some(DELTA_SECONDS_MAX)
-        );
-        assert_eq!(
-            parse(&["max-age=2307070330"]).max_age,
-            Some(DELTA_SECONDS_MAX)
-        );
-    }
-
-    #[test]
-    fn a_limit_lowers_lifetimes_and_keeps_the_rest() {
-        let limit = |line: &'static str| {
-            let headers = [(CACHE_CONTROL, HeaderValue::from_static(line))];
-            limited_cache_control(&headers.into_iter().collect(), 60)
-        };
-        assert_eq!(
-            limit("public, max-age=31536000, s-maxage=30, no-cache=\"a, b\"").unwrap(),
-            "public, max-age=60, s-maxage=30, no-cache=\"a, b\""
-        );
-        assert_eq!(limit("max-age=60"), None);
-        assert_eq!(limit("public"), None);
-    }
-
-    proptest! {
-        #[test]
-        fn any_bytes_are_read_without_a_panic(bytes in proptest::collection::vec(32_u8..=255, 0..80)) {
-            if let Ok(value) = HeaderValue::from_bytes(&bytes) {
-                let mut headers = HeaderMap::new();
-                headers.append(CACHE_CONTROL, value);
-                CacheControl::of(&headers);
-            }
-        }
-    }
-}
+mod tests;
