@@ -1,8 +1,57 @@
 //! imgproxy's URLs.
+//!
+//! A policy of this kind stands for one imgproxy and reads a request as that imgproxy would: two
+//! requests that it answers alike may share a key, two that it may answer differently never do.
+//!
+//! Requests that lead carry a fixed list of fields to imgproxy: [`Variant`](variant::Variant)'s,
+//! those of tracing, and the ones that the operator names. `baggage` is not among them: its content
+//! is free, and tracing may hand it on to the servers of the sources.
+
+mod path;
+mod signature;
+mod variant;
 
 use std::fmt;
+use std::sync::LazyLock;
 
-use http::HeaderName;
+use data_encoding::{BASE64URL_NOPAD, Encoding};
+use http::{HeaderName, HeaderValue};
+
+use self::path::{ImagePath, Processing, Source, Target, UrlOption};
+use self::variant::Variant;
+use super::key::{KeyHasher, Keyed};
+use super::request::{is_precondition_or_range, is_untouchable};
+use super::{BypassReason, Forward, RequestHead};
+use crate::clock::Timestamp;
+
+/// URL-safe base64 without padding; like imgproxy's it does not care about bits that belong to no
+/// byte.
+static BASE64: LazyLock<Encoding> = LazyLock::new(|| {
+    let mut specification = BASE64URL_NOPAD.specification();
+    specification.check_trailing_bits = false;
+    specification
+        .encoding()
+        .expect("differs from a valid one only in being lenient")
+});
+
+/// Fields that name a trace, or a request within it. They reach imgproxy's logs and spans and no
+/// image.
+const TRACE_FIELDS: [&str; 14] = [
+    "b3",
+    "sentry-trace",
+    "traceparent",
+    "tracestate",
+    "uber-trace-id",
+    "x-amzn-trace-id",
+    "x-b3-flags",
+    "x-b3-parentspanid",
+    "x-b3-sampled",
+    "x-b3-spanid",
+    "x-b3-traceid",
+    "x-client-trace-id",
+    "x-cloud-trace-context",
+    "x-request-id",
+];
 
 /// How URLs of an imgproxy policy are read: the settings of the imgproxy that it stands for.
 #[derive(Debug, Clone)]
@@ -28,6 +77,131 @@ pub struct Imgproxy {
     /// Request headers that are sent on although they are not in the key: the operator's promise
     /// that they do not change the image.
     pub forward_headers: Vec<HeaderName>,
+}
+
+impl Imgproxy {
+    /// The key and what else follows from `request`, which arrived at `now`.
+    pub(super) fn keyed(
+        &self,
+        request: &RequestHead,
+        key_host: bool,
+        now: Timestamp,
+    ) -> Result<Keyed, BypassReason> {
+        let (path, _) = request.path_and_query();
+        let target = Target::read(path, &self.path_prefix)?;
+        if !self.signing.accepts(target.signature, &target.path) {
+            return Err(BypassReason::Signature);
+        }
+        let image = ImagePath::read(&target.path, self, now)?;
+        let variant = Variant::read(self, &request.headers, image.has_fixed_format);
+        let set = variant.fields();
+        let host = key_host.then(|| request.key_host());
+        Ok(Keyed {
+            source: source_hash(&image.source),
+            digest: self.digest(host.as_deref(), &target, &image, &set),
+            expires: image.expires,
+            forward: Forward {
+                remove: self.removed(request, &set),
+                set,
+                // imgproxy cuts the query itself.
+                path: None,
+            },
+        })
+    }
+
+    /// Whether a response may vary by field `name` without leaving the key: the field does not reach
+    /// imgproxy as the client sent it.
+    pub(super) fn controls(&self, name: &HeaderName) -> bool {
+        !self.passes(name)
+    }
+
+    fn digest(
+        &self,
+        host: Option<&[u8]>,
+        target: &Target<'_>,
+        image: &ImagePath<'_>,
+        variant: &[(HeaderName, HeaderValue)],
+    ) -> [u8; 32] {
+        let mut hasher = KeyHasher::new("afterimage imgproxy key 1");
+        hasher.list(host);
+        // A signature that is not known to be right only counts together with all that it may sign,
+        // `expires` above all.
+        hasher.list(
+            match self.signing {
+                Signing::Pairs { .. } | Signing::Unsigned => [None, None],
+                Signing::Unknown => [Some(target.signature), Some(target.path.as_ref())],
+            }
+            .into_iter()
+            .flatten(),
+        );
+        match image.processing {
+            Processing::Options(options) => {
+                let separator = self.arguments_separator.as_bytes();
+                let is_deadline = |option: &&[u8]| {
+                    UrlOption::read(option, separator)
+                        .is_some_and(|option| matches!(option.deadline(), Ok(Some(_))))
+                };
+                hasher.field(b"options");
+                hasher.list(
+                    options
+                        .split(|byte| *byte == b'/')
+                        .filter(|option| !option.is_empty() && !is_deadline(option)),
+                );
+            }
+            Processing::Presets(presets) => {
+                hasher.field(b"presets");
+                hasher.field(presets);
+            }
+        }
+        image.source.hash(&mut hasher);
+        hasher.field(&image.extension);
+        hasher.list(
+            variant
+                .iter()
+                .flat_map(|(name, value)| [name.as_str().as_bytes(), value.as_bytes()]),
+        );
+        hasher.finish()
+    }
+
+    /// The fields of `request` that do not reach imgproxy.
+    fn removed(&self, request: &RequestHead, set: &[(HeaderName, HeaderValue)]) -> Vec<HeaderName> {
+        let is_set = |name: &HeaderName| set.iter().any(|(other, _)| other == name);
+        let mut removed = Vec::with_capacity(request.headers.keys_len());
+        removed.extend(
+            request
+                .headers
+                .keys()
+                .filter(|name| !self.passes(name) && !is_set(name))
+                .cloned(),
+        );
+        removed
+    }
+
+    /// Whether field `name` reaches imgproxy as the client sent it.
+    fn passes(&self, name: &HeaderName) -> bool {
+        is_untouchable(name)
+            || TRACE_FIELDS.contains(&name.as_str())
+            || self.forward_headers.contains(name)
+                && !Variant::reads(name)
+                && !is_precondition_or_range(name)
+    }
+}
+
+fn source_hash(source: &Source<'_>) -> [u8; 32] {
+    let mut hasher = KeyHasher::new("afterimage imgproxy source 1");
+    source.hash(&mut hasher);
+    hasher.finish()
+}
+
+impl Source<'_> {
+    fn hash(&self, hasher: &mut KeyHasher) {
+        let (form, source) = match self {
+            Self::Url(url) => ("url", url),
+            Self::Encrypted(encrypted) => ("encrypted", encrypted),
+        };
+        hasher.field(form.as_bytes());
+        hasher.field(source);
+    }
 }
 
 /// A format that imgproxy negotiates by `Accept`.
@@ -73,3 +247,6 @@ impl fmt::Debug for KeyPair {
         f.write_str("KeyPair(***)")
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,12 +1,104 @@
 //! From a request to the key of its entry (RFC 9111 sections 2 and 4.1).
+//!
+//! What is common to all kinds of policy: which requests have a key at all, how key material is
+//! hashed, and what a decision looks like. What the URL means is the business of the kind.
 
 use std::fmt;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use data_encoding::HEXLOWER;
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, header};
+use sha2::{Digest as _, Sha256};
 
+use super::{Kind, Policy, RequestHead};
 use crate::clock::Timestamp;
+
+impl Policy {
+    /// What is to be done with `request`, which arrived at `now`.
+    ///
+    /// The same request always gets the same key; two requests share one only where the upstream
+    /// gives both the same answer, provided that requests which lead are changed as
+    /// [`Lookup::forward`] says.
+    pub fn decide(&self, request: &RequestHead, now: Timestamp) -> Decision {
+        match self.lookup(request, now) {
+            Ok(lookup) => Decision::Lookup(lookup),
+            Err(reason) => Decision::Bypass(reason),
+        }
+    }
+
+    /// Whether responses of the upstream may vary by request field `name` and still be what their key
+    /// stands for: the field is in the key, or requests that lead carry it normalised or not at all.
+    pub fn controls(&self, name: &HeaderName) -> bool {
+        match &self.kind {
+            Kind::Imgproxy(_) if name == header::HOST => self.key_host,
+            Kind::Imgproxy(imgproxy) => imgproxy.controls(name),
+            Kind::Generic(_) if name == header::HOST => true,
+            Kind::Generic(generic) => generic.controls(name),
+        }
+    }
+
+    fn lookup(&self, request: &RequestHead, now: Timestamp) -> Result<Lookup, BypassReason> {
+        let method = request.lookup_method(self.cookies)?;
+        let keyed = match &self.kind {
+            Kind::Imgproxy(imgproxy) => imgproxy.keyed(request, self.key_host, now)?,
+            Kind::Generic(generic) => generic.keyed(request)?,
+        };
+        Ok(Lookup {
+            key: Key {
+                namespace: Arc::clone(&self.namespace),
+                epoch: self.epoch,
+                source: keyed.source,
+                digest: keyed.digest,
+            },
+            method,
+            expires: keyed.expires,
+            forward: keyed.forward,
+        })
+    }
+}
+
+/// What a kind of policy makes of a request.
+pub(super) struct Keyed {
+    pub(super) source: [u8; 32],
+    pub(super) digest: [u8; 32],
+    pub(super) expires: Option<Timestamp>,
+    pub(super) forward: Forward,
+}
+
+/// SHA-256 over a sequence of fields that can be read back in one way only: no two sequences have
+/// the same encoding, whatever bytes the fields hold.
+///
+/// A field is its length as 64 bits, most significant byte first, and its bytes. A list is a byte 1
+/// and a field for each item, then a byte 0.
+pub(super) struct KeyHasher(Sha256);
+
+impl KeyHasher {
+    /// Begins with `label` as the first field: what is hashed, and the version of its layout.
+    pub(super) fn new(label: &str) -> Self {
+        let mut hasher = Self(Sha256::new());
+        hasher.field(label.as_bytes());
+        hasher
+    }
+
+    pub(super) fn field(&mut self, bytes: &[u8]) {
+        self.0.update((bytes.len() as u64).to_be_bytes());
+        self.0.update(bytes);
+    }
+
+    /// An `Option` is a list of at most one item.
+    pub(super) fn list<'a>(&mut self, items: impl IntoIterator<Item = &'a [u8]>) {
+        for item in items {
+            self.0.update([1]);
+            self.field(item);
+        }
+        self.0.update([0]);
+    }
+
+    pub(super) fn finish(self) -> [u8; 32] {
+        self.0.finalize().into()
+    }
+}
 
 /// Names one entry: where it is kept, and the proof of what it is for.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -97,11 +189,19 @@ pub struct Forward {
     pub set: Vec<(HeaderName, HeaderValue)>,
     /// Fields of the request to be taken out.
     pub remove: Vec<HeaderName>,
+    /// The path with its query in place of the request's, where part of the query is not in the key.
+    pub path: Option<Bytes>,
 }
 
 /// Why a request is not looked up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum BypassReason {
+    /// The route names no policy, and there is no default one.
+    NoPolicy,
+    /// The route names a policy that is not configured.
+    UnknownPolicy,
+    /// The route's metadata is not readable.
+    RouteMetadata,
     /// Neither GET nor HEAD.
     Method,
     /// `Upgrade` or CONNECT.
@@ -126,6 +226,9 @@ impl BypassReason {
     /// The word for labels and logs.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::NoPolicy => "no_policy",
+            Self::UnknownPolicy => "unknown_policy",
+            Self::RouteMetadata => "route_metadata",
             Self::Method => "method",
             Self::Upgrade => "upgrade",
             Self::RequestBody => "request_body",
@@ -138,3 +241,6 @@ impl BypassReason {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

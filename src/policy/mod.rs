@@ -4,18 +4,31 @@
 //! and read no clock, and know nothing of Envoy. A [`Policy`] is plain data, named by the operator
 //! and chosen by a route.
 
+mod cache_control;
+mod freshness;
+mod generic;
+mod image;
 mod imgproxy;
 mod key;
+mod outcome;
 mod request;
+mod storable;
+#[cfg(test)]
+mod testing;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderName;
 
+pub use self::cache_control::{CacheControl, limited_cache_control};
+pub use self::freshness::Freshness;
+pub use self::image::MAGIC_BYTES;
 pub use self::imgproxy::{ImageFormat, Imgproxy, KeyPair, Signing};
 pub use self::key::{BypassReason, Decision, Forward, Key, Lookup, LookupMethod};
+pub use self::outcome::{CacheStatus, MissReason, Outcome};
 pub use self::request::RequestHead;
+pub use self::storable::{Content, NotStorable, Provenance, ResponseHead, Storable};
 
 /// What an operator decided for the routes that name this policy.
 #[derive(Debug, Clone)]
@@ -62,9 +75,10 @@ pub struct Generic {
 pub enum Query {
     /// The raw query as it is.
     All,
-    /// None of it; it is still sent to the upstream.
+    /// None of it, and it is not sent on with requests that lead.
     None,
-    /// The parameters with these (raw, undecoded) names, in the order of the request.
+    /// The parameters with these names, in the order of the request; others are not sent on with
+    /// requests that lead.
     Only(Vec<String>),
 }
 

@@ -1,7 +1,11 @@
 //! The part of a request that decisions are made from.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
-use http::{HeaderMap, Method};
+use http::{HeaderMap, HeaderName, Method, header};
+
+use super::{BypassReason, Cookies, LookupMethod};
 
 /// A request's head, as a client sent it to Envoy and before Envoy's router rewrote anything.
 #[derive(Debug, Clone)]
@@ -16,4 +20,69 @@ pub struct RequestHead {
     pub headers: HeaderMap,
     /// Whether a body follows the head.
     pub has_body: bool,
+}
+
+impl RequestHead {
+    /// The method, if nothing outside the URL forbids a lookup.
+    ///
+    /// # Errors
+    ///
+    /// The first that applies of `Upgrade`, `Method`, `RequestBody`, `Authorization`, `Cookie`.
+    pub(super) fn lookup_method(&self, cookies: Cookies) -> Result<LookupMethod, BypassReason> {
+        if self.method == Method::CONNECT || self.headers.contains_key(header::UPGRADE) {
+            return Err(BypassReason::Upgrade);
+        }
+        let method = match self.method {
+            Method::GET => LookupMethod::Get,
+            Method::HEAD => LookupMethod::Head,
+            _ => return Err(BypassReason::Method),
+        };
+        if self.has_body {
+            return Err(BypassReason::RequestBody);
+        }
+        if self.headers.contains_key(header::AUTHORIZATION) {
+            return Err(BypassReason::Authorization);
+        }
+        if cookies == Cookies::Bypass && self.headers.contains_key(header::COOKIE) {
+            return Err(BypassReason::Cookie);
+        }
+        Ok(method)
+    }
+
+    /// The authority as it stands in keys: lower case, with its port if it has one
+    /// (RFC 9110 section 4.2.3).
+    pub(super) fn key_host(&self) -> Cow<'_, [u8]> {
+        if self.authority.iter().any(u8::is_ascii_uppercase) {
+            self.authority.to_ascii_lowercase().into()
+        } else {
+            self.authority.as_ref().into()
+        }
+    }
+
+    /// The path, and the query if there is a `?`.
+    pub(super) fn path_and_query(&self) -> (&[u8], Option<&[u8]>) {
+        match self.path.iter().position(|byte| *byte == b'?') {
+            Some(at) => (&self.path[..at], Some(&self.path[at + 1..])),
+            None => (&self.path, None),
+        }
+    }
+}
+
+/// Whether field `name` makes an answer anything but the whole response (RFC 9110 sections 13.1 and
+/// 14.2). Such fields never reach the upstream on a request that leads.
+pub(super) fn is_precondition_or_range(name: &HeaderName) -> bool {
+    [
+        header::IF_MATCH,
+        header::IF_MODIFIED_SINCE,
+        header::IF_NONE_MATCH,
+        header::IF_RANGE,
+        header::IF_UNMODIFIED_SINCE,
+        header::RANGE,
+    ]
+    .contains(name)
+}
+
+/// Whether Envoy lets no external processor change field `name`.
+pub(super) fn is_untouchable(name: &HeaderName) -> bool {
+    name == header::HOST || name.as_str().starts_with("x-envoy-")
 }

@@ -6,6 +6,11 @@
 //! the key and whether the body is whole is proved by the reader, with [`Record::is_for`] and
 //! [`read_whole`].
 
+mod local;
+mod memory;
+mod metered;
+mod s3;
+
 use std::fmt;
 
 use async_trait::async_trait;
@@ -13,8 +18,17 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 
-use crate::entry::{BodyChecksum, Record, RecordTooLarge};
+use crate::entry::{BodyChecksum, DecodeError, Record, RecordTooLarge};
 use crate::policy::Key;
+
+pub use self::local::{LocalConfig, LocalStore, OpenError};
+pub use self::memory::MemoryStore;
+pub use self::metered::{
+    BreakerOpen, BreakerState, Limits, Metered, Observe, OpResult, Operation, Unobserved,
+};
+pub use self::s3::{
+    Endpoint, InvalidEndpoint, S3Config, S3ConfigError, S3Store, S3Timeouts, Secret,
+};
 
 /// A stored body on its way out, in chunks of any size. An error ends it; the end without an error
 /// proves nothing about its length.
@@ -23,10 +37,14 @@ pub type BodyStream = BoxStream<'static, Result<Bytes, Error>>;
 /// Keeps entries. Implementations are shared by every request and bound their own resources.
 #[async_trait]
 pub trait Store: Send + Sync + fmt::Debug + 'static {
-    /// The record alone, for requests that need no body. Absent is `Ok(None)`.
+    /// The record alone, for requests that need no body. Absent is `Ok(None)`, and so is an entry
+    /// of a format version that this build does not read.
+    ///
+    /// # Errors
+    /// As [`Store::get`].
     async fn head(&self, key: &Key) -> Result<Option<Record>, Error>;
 
-    /// The entry with its body. Absent is `Ok(None)`.
+    /// The entry with its body. Absent is `Ok(None)`, as with [`Store::head`].
     ///
     /// # Errors
     /// [`Error::Corrupt`] when there is something under the key that is no entry, or whose length
@@ -36,14 +54,17 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// Stores a whole body that is held in memory, given as the chunks it arrived in.
     ///
     /// # Errors
-    /// [`Error::TooLarge`] when the record or the body is more than the store keeps.
+    /// [`Error::TooLarge`] when the record or the body is more than the store keeps;
+    /// [`Error::Corrupt`] when the body has not the record's length. After any other error the entry
+    /// may be the old one or the new one, whole in either case.
     async fn put(&self, key: &Key, record: &Record, body: &[Bytes]) -> Result<(), Error>;
 
     /// Begins an entry whose body will come in chunks, for bodies too large to be held.
     /// `draft` is the record as far as it is known: its body proof is not used.
     async fn begin(&self, key: &Key, draft: &Record) -> Result<Box<dyn Writer>, Error>;
 
-    /// Gives an existing entry a new record with the same body. `Ok(false)` when it is absent.
+    /// Gives an existing entry a new record with the same body. `Ok(false)` when it is absent, or
+    /// when its body is no longer the one that `record` proves.
     async fn replace_record(&self, key: &Key, record: &Record) -> Result<bool, Error>;
 
     /// Removes the entry; absent is no error.
@@ -61,6 +82,9 @@ pub trait Writer: Send {
     async fn append(&mut self, chunk: Bytes) -> Result<(), Error>;
 
     /// Makes the entry readable under its key, with this record. The caller has verified the bytes.
+    ///
+    /// # Errors
+    /// As [`Store::put`].
     async fn commit(self: Box<Self>, record: &Record) -> Result<(), Error>;
 }
 
@@ -105,8 +129,33 @@ pub type Source = Box<dyn std::error::Error + Send + Sync>;
 
 impl From<RecordTooLarge> for Error {
     fn from(error: RecordTooLarge) -> Self {
-        Self::TooLarge(error.to_string())
+        Self::TooLarge(format!("record_too_large: {error}"))
     }
+}
+
+/// The last check before a body becomes an entry.
+fn expect_length(record: &Record, length: u64) -> Result<(), Error> {
+    let expected = record.body.content_length;
+    if length == expected {
+        return Ok(());
+    }
+    Err(Error::Corrupt(format!(
+        "body to be stored has {length} bytes, its record says {expected}"
+    )))
+}
+
+/// What a stored record is to a reader: nothing, if only another version can read it.
+fn decode_stored(encoded: &str) -> Result<Option<Record>, Error> {
+    match Record::decode(encoded) {
+        Ok(record) => Ok(Some(record)),
+        Err(DecodeError::UnknownVersion(_)) => Ok(None),
+        Err(error @ DecodeError::Malformed(_)) => Err(Error::Corrupt(error.to_string())),
+    }
+}
+
+/// Bytes in a body that is held as chunks.
+fn length_of(chunks: &[Bytes]) -> u64 {
+    chunks.iter().map(|chunk| chunk.len() as u64).sum()
 }
 
 /// Reads a body to its end and proves it against its record.
@@ -144,4 +193,20 @@ pub async fn read_whole(record: &Record, mut body: BodyStream) -> Result<Bytes, 
     } else {
         rest.freeze()
     })
+}
+
+/// An error with its causes, for one log line.
+#[derive(Debug)]
+pub struct Causes<'a>(pub &'a Error);
+
+impl fmt::Display for Causes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = std::error::Error::source(self.0);
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
 }

@@ -1,0 +1,104 @@
+//! One bound on the bytes that are held for all requests together.
+//!
+//! Fills, bodies read for a hit and streamed hits reserve what they hold. Whoever gets no room goes
+//! without: a copy is dropped, a hit is forwarded; a client is never made to wait for it.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// The bytes that may be held at one time.
+#[derive(Debug, Clone)]
+pub struct Budget {
+    room: Arc<Semaphore>,
+    limit_bytes: u32,
+}
+
+/// No room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("no room for {wanted_bytes} bytes in the memory budget")]
+pub struct NoRoom {
+    /// What was asked for.
+    pub wanted_bytes: u64,
+}
+
+impl Budget {
+    /// A budget of `limit_bytes`, at most 4 GiB.
+    pub fn new(limit_bytes: u32) -> Self {
+        Self {
+            room: Arc::new(Semaphore::new(limit_bytes as usize)),
+            limit_bytes,
+        }
+    }
+
+    /// Reserves at once.
+    ///
+    /// # Errors
+    /// [`NoRoom`] when that much is not free now.
+    pub fn try_reserve(&self, bytes: u64) -> Result<Reservation, NoRoom> {
+        let no_room = NoRoom {
+            wanted_bytes: bytes,
+        };
+        let permits = u32::try_from(bytes).map_err(|_| no_room)?;
+        Arc::clone(&self.room)
+            .try_acquire_many_owned(permits)
+            .map(Reservation)
+            .map_err(|_| no_room)
+    }
+
+    /// Reserves when there is room, in the order of the calls; the caller brings the deadline.
+    ///
+    /// # Errors
+    /// [`NoRoom`] at once for more than the whole budget.
+    pub async fn reserve(&self, bytes: u64) -> Result<Reservation, NoRoom> {
+        let no_room = NoRoom {
+            wanted_bytes: bytes,
+        };
+        let permits = u32::try_from(bytes)
+            .ok()
+            .filter(|&permits| permits <= self.limit_bytes)
+            .ok_or(no_room)?;
+        Arc::clone(&self.room)
+            .acquire_many_owned(permits)
+            .await
+            .map(Reservation)
+            .map_err(|_| no_room)
+    }
+
+    /// Bytes reserved now.
+    pub fn reserved_bytes(&self) -> u64 {
+        (self.limit_bytes as usize).saturating_sub(self.room.available_permits()) as u64
+    }
+}
+
+/// Room for some bytes, until it is dropped.
+#[derive(Debug)]
+pub struct Reservation(OwnedSemaphorePermit);
+
+impl Reservation {
+    /// Adds another reservation of the same budget to this one.
+    pub fn merge(&mut self, other: Self) {
+        self.0.merge(other.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_comes_back_when_the_reservation_goes() {
+        let budget = Budget::new(100);
+        let mut first = budget.try_reserve(60).unwrap();
+        assert_eq!(budget.try_reserve(60).unwrap_err().wanted_bytes, 60);
+        first.merge(budget.try_reserve(40).unwrap());
+        assert_eq!(budget.reserved_bytes(), 100);
+        drop(first);
+        assert_eq!(budget.reserved_bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn more_than_the_whole_budget_is_refused_at_once() {
+        assert!(Budget::new(100).reserve(101).await.is_err());
+    }
+}

@@ -1,0 +1,477 @@
+//! The configuration: one YAML file, with overrides from the environment.
+//!
+//! [`Config::load`] reads the raw form, whose fields are the reference for operators, and turns it
+//! into values that cannot be wrong. It reports every problem that it finds, each with its place.
+
+mod load;
+mod policy;
+mod value;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+pub use self::load::Problems;
+use self::policy::RawPolicy;
+pub use self::value::Secret;
+use self::value::{Bytes, Problem, Seconds, SecretSource};
+use crate::policy::Policy;
+use crate::telemetry::LogFormat;
+
+/// A configuration that can be run.
+#[derive(Debug)]
+pub struct Config {
+    /// Where Envoy finds the external processor.
+    pub listen: Listen,
+    /// Where the admin pages are.
+    pub admin: SocketAddr,
+    /// Envoy's limits, repeated.
+    pub envoy: EnvoyLimits,
+    /// Where entries are kept.
+    pub store: StoreConfig,
+    /// How long and how much.
+    pub limits: Limits,
+    /// How long the end may take.
+    pub drain: Duration,
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// Which log lines there are.
+    pub log_filter: String,
+    /// All policies.
+    pub policies: Vec<Arc<Policy>>,
+    /// Policies by Envoy's route names.
+    pub routes: HashMap<String, Arc<Policy>>,
+    /// For routes that name nothing.
+    pub default_policy: Option<Arc<Policy>>,
+}
+
+/// An address for gRPC.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listen {
+    /// A Unix socket.
+    Unix(PathBuf),
+    /// A TCP address.
+    Tcp(SocketAddr),
+}
+
+/// Limits that Envoy does not tell us.
+#[derive(Debug, Clone, Copy)]
+pub struct EnvoyLimits {
+    /// `message_timeout` of the filter.
+    pub message_timeout: Duration,
+    /// `max_message_timeout` of the filter; zero where it is not set.
+    pub max_message_timeout: Duration,
+}
+
+/// Where entries are kept.
+#[derive(Debug)]
+pub enum StoreConfig {
+    /// In a directory.
+    Local {
+        /// The directory.
+        path: PathBuf,
+        /// What it may hold.
+        max_bytes: u64,
+    },
+    /// In S3.
+    S3(S3),
+    /// In memory, for trying out.
+    Memory {
+        /// What it may hold.
+        max_bytes: u64,
+    },
+}
+
+/// An S3 store.
+#[derive(Debug)]
+pub struct S3 {
+    /// `http://`, `https://` or `unix:/path`.
+    pub endpoint: String,
+    /// Region of the signature.
+    pub region: String,
+    /// The source of an image picks one.
+    pub buckets: Vec<String>,
+    /// Before every object name.
+    pub prefix: String,
+    /// Access key id.
+    pub access_key_id: String,
+    /// Secret access key.
+    pub secret_access_key: Secret,
+    /// To open a connection.
+    pub connect_timeout: Duration,
+    /// Between two pieces of a body.
+    pub read_timeout: Duration,
+}
+
+/// How long and how much.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// For a lookup, from asking to having the entry whole.
+    pub lookup_timeout: Duration,
+    /// For a write to the store.
+    pub write_timeout: Duration,
+    /// For a response to pass while its copy is kept.
+    pub fill_deadline: Duration,
+    /// Largest hit in one message.
+    pub immediate_bytes: u64,
+    /// Largest body that is served, and so stored.
+    pub stream_cap: u64,
+    /// Largest body that a fill holds in memory.
+    pub held_bytes: u64,
+    /// What all fills and hits may hold together.
+    pub budget: u32,
+    /// Failures in a row that open the store's circuit breaker.
+    pub breaker_failures: u32,
+    /// How long it stays open before one request may try.
+    pub breaker_wait: Duration,
+}
+
+/// The file. Every field but `policies` has a default.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RawConfig {
+    /// Where Envoy finds the external processor: `unix:PATH` or a loopback `IP:PORT`. Whoever can
+    /// connect can fill the cache, so other addresses are refused. Default `unix:run/ext_proc.sock`.
+    listen: Option<String>,
+    admin: RawAdmin,
+    envoy: RawEnvoy,
+    store: RawStore,
+    limits: RawLimits,
+    log: RawLog,
+    /// How long streams and fills may go on after SIGTERM. Default `10s`.
+    drain: Option<Seconds>,
+    /// What routes can choose, by name.
+    policies: std::collections::BTreeMap<String, RawPolicy>,
+    /// Envoy's route names (`xds.route_name`) to policies.
+    routes: std::collections::BTreeMap<String, String>,
+    /// The policy of routes that name nothing. Default `bypass`: they are left alone.
+    default_policy: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawAdmin {
+    /// `/healthz`, `/readyz`, `/metrics`. Default `127.0.0.1:9911`.
+    listen: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawEnvoy {
+    /// The filter's `message_timeout`. Lookups must be done well before. Default `1s`.
+    message_timeout: Option<Seconds>,
+    /// The filter's `max_message_timeout`; `0s` where it cannot be set. Default `30s`.
+    max_message_timeout: Option<Seconds>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawStore {
+    /// `local`, `s3` or `memory`. Default `local`.
+    kind: Option<StoreKind>,
+    local: RawLocal,
+    memory: RawMemory,
+    s3: RawS3,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum StoreKind {
+    #[default]
+    Local,
+    S3,
+    Memory,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawLocal {
+    /// Directory; one process owns it. Default `run/store`.
+    path: Option<PathBuf>,
+    /// What it may hold; the least recently used goes first. Default `10GiB`.
+    max_bytes: Option<Bytes>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawMemory {
+    /// What it may hold; the oldest goes first. Default `256MiB`.
+    max_bytes: Option<Bytes>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawS3 {
+    /// `http://host:port`, `https://host`, or `unix:/path` for Garage's socket. No default.
+    endpoint: Option<String>,
+    /// `s3_region` of Garage. Default `garage`.
+    region: Option<String>,
+    /// One or more; the source of an image picks one, so the list must not change its order.
+    /// Default `[afterimage]`.
+    buckets: Option<Vec<String>>,
+    /// Before every object name, for buckets that are shared. Default none.
+    prefix: Option<String>,
+    /// Literal, `{env: NAME}` or `{file: PATH}`. No default.
+    access_key_id: Option<SecretSource>,
+    /// Literal, `{env: NAME}` or `{file: PATH}`. No default.
+    secret_access_key: Option<SecretSource>,
+    /// To open a connection. Default `200ms`.
+    connect_timeout: Option<Seconds>,
+    /// Between two pieces of a body. Default `2s`.
+    read_timeout: Option<Seconds>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawLimits {
+    /// For a lookup; afterwards the request is forwarded. Default `300ms`.
+    lookup_timeout: Option<Seconds>,
+    /// For a write to the store. Default `30s`.
+    write_timeout: Option<Seconds>,
+    /// For a response to pass while its copy is kept; the client is not touched. Default `60s`.
+    fill_deadline: Option<Seconds>,
+    /// Largest hit in one message, at most `4MiB`. Default `1MiB`.
+    immediate_cap: Option<Bytes>,
+    /// Largest body that is served, and so stored: Envoy buffers all of it for a slow client.
+    /// Default `8MiB`.
+    stream_cap: Option<Bytes>,
+    /// Largest body that a fill holds in memory; a larger one goes to the store while it passes.
+    /// Default `8MiB`.
+    held_cap: Option<Bytes>,
+    /// What all fills and hits may hold together. Past it copies are dropped and hits forwarded.
+    /// Default `48MiB`.
+    budget: Option<Bytes>,
+    /// Failures in a row that open the store's circuit breaker. Default 5.
+    breaker_failures: Option<u32>,
+    /// How long it stays open before one request may try. Default `2s`.
+    breaker_wait: Option<Seconds>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawLog {
+    /// `text` or `json`. Default `text`.
+    format: LogFormat,
+    /// A level, or a list of `target=level`. At `info` there is one line per request. Default `info`.
+    filter: Option<String>,
+}
+
+const MIB: u64 = 1024 * 1024;
+
+impl RawConfig {
+    /// Checks everything, and keeps going after a problem.
+    fn validate(self, problems: &mut Vec<Problem>) -> Option<Config> {
+        let listen = self.listen(problems);
+        let admin = parse_admin(self.admin.listen.as_deref(), problems);
+        let envoy = EnvoyLimits {
+            message_timeout: Seconds::or(self.envoy.message_timeout, Duration::from_secs(1)),
+            max_message_timeout: Seconds::or(
+                self.envoy.max_message_timeout,
+                Duration::from_secs(30),
+            ),
+        };
+        let store = self.store.validate(problems);
+        let limits = self.limits.validate(&envoy, problems);
+        let before = problems.len();
+        let policies: HashMap<String, Arc<Policy>> = self
+            .policies
+            .into_iter()
+            .filter_map(|(name, raw)| {
+                let policy = raw.validate(&name, problems)?;
+                Some((name, Arc::new(policy)))
+            })
+            .collect();
+        let policies_are_valid = problems.len() == before;
+        let known = |name: &str, place: String, problems: &mut Vec<Problem>| {
+            let policy = policies.get(name).cloned();
+            // A policy with problems of its own is missing here, too.
+            if policy.is_none() && policies_are_valid {
+                problems.push(Problem::new(
+                    place,
+                    format!("there is no policy `{name}` under `policies`"),
+                ));
+            }
+            policy
+        };
+        let routes = self
+            .routes
+            .iter()
+            .filter_map(|(route, name)| {
+                let policy = known(name, format!("routes.{route}"), problems)?;
+                Some((route.clone(), policy))
+            })
+            .collect();
+        let default_policy = match self.default_policy.as_deref() {
+            None | Some("bypass") => None,
+            Some(name) => known(name, "default_policy".to_owned(), problems),
+        };
+        Some(Config {
+            listen: listen?,
+            admin: admin?,
+            envoy,
+            store: store?,
+            limits: limits?,
+            drain: Seconds::or(self.drain, Duration::from_secs(10)),
+            log_format: self.log.format,
+            log_filter: self.log.filter.unwrap_or_else(|| "info".to_owned()),
+            policies: policies.values().cloned().collect(),
+            routes,
+            default_policy,
+        })
+    }
+
+    fn listen(&self, problems: &mut Vec<Problem>) -> Option<Listen> {
+        let text = self.listen.as_deref().unwrap_or("unix:run/ext_proc.sock");
+        if let Some(path) = text.strip_prefix("unix:") {
+            // The kernel's limit on the path of a socket, with its end mark.
+            if path.is_empty() || path.len() > 107 {
+                problems.push(Problem::new(
+                    "listen",
+                    "the path of a Unix socket has 1 to 107 bytes",
+                ));
+                return None;
+            }
+            return Some(Listen::Unix(path.into()));
+        }
+        match text.parse::<SocketAddr>() {
+            Ok(address) if address.ip().is_loopback() => Some(Listen::Tcp(address)),
+            Ok(address) => {
+                problems.push(Problem::new(
+                    "listen",
+                    format!(
+                        "{address} is not a loopback address: whoever can connect can fill the \
+                         cache, so use `unix:PATH` or 127.0.0.1"
+                    ),
+                ));
+                None
+            }
+            Err(_) => {
+                problems.push(Problem::new(
+                    "listen",
+                    format!("`{text}` is neither `unix:PATH` nor `IP:PORT`"),
+                ));
+                None
+            }
+        }
+    }
+}
+
+fn parse_admin(text: Option<&str>, problems: &mut Vec<Problem>) -> Option<SocketAddr> {
+    let text = text.unwrap_or("127.0.0.1:9911");
+    let address = text.parse().ok();
+    if address.is_none() {
+        problems.push(Problem::new(
+            "admin.listen",
+            format!("`{text}` is not `IP:PORT`"),
+        ));
+    }
+    address
+}
+
+impl RawStore {
+    fn validate(self, problems: &mut Vec<Problem>) -> Option<StoreConfig> {
+        match self.kind.unwrap_or_default() {
+            StoreKind::Local => Some(StoreConfig::Local {
+                path: self.local.path.unwrap_or_else(|| "run/store".into()),
+                max_bytes: Bytes::or(self.local.max_bytes, 10 * 1024 * MIB),
+            }),
+            StoreKind::Memory => Some(StoreConfig::Memory {
+                max_bytes: Bytes::or(self.memory.max_bytes, 256 * MIB),
+            }),
+            StoreKind::S3 => self.s3.validate(problems).map(StoreConfig::S3),
+        }
+    }
+}
+
+impl RawS3 {
+    fn validate(self, problems: &mut Vec<Problem>) -> Option<S3> {
+        let mut problem = |field: &str, what: &str| {
+            problems.push(Problem::new(format!("store.s3.{field}"), what));
+        };
+        let endpoint = self.endpoint.unwrap_or_default();
+        let known = ["http://", "https://", "unix:/"];
+        if !known.iter().any(|scheme| endpoint.starts_with(scheme)) {
+            problem(
+                "endpoint",
+                "give `http://host:port`, `https://host` or `unix:/path`",
+            );
+        }
+        let buckets = self
+            .buckets
+            .unwrap_or_else(|| vec!["afterimage".to_owned()]);
+        if buckets.is_empty() || buckets.iter().any(String::is_empty) {
+            problem("buckets", "name at least one bucket, and none empty");
+        }
+        let mut secret = |field: &str, source: Option<SecretSource>| match source {
+            None => {
+                problem(
+                    field,
+                    "is required: a literal, `{env: NAME}` or `{file: PATH}`",
+                );
+                None
+            }
+            Some(source) => source.read().map_err(|error| problem(field, &error)).ok(),
+        };
+        let access_key_id = secret("access_key_id", self.access_key_id);
+        let secret_access_key = secret("secret_access_key", self.secret_access_key);
+        Some(S3 {
+            endpoint,
+            region: self.region.unwrap_or_else(|| "garage".to_owned()),
+            buckets,
+            prefix: self.prefix.unwrap_or_default(),
+            access_key_id: access_key_id?.expose().to_owned(),
+            secret_access_key: secret_access_key?,
+            connect_timeout: Seconds::or(self.connect_timeout, Duration::from_millis(200)),
+            read_timeout: Seconds::or(self.read_timeout, Duration::from_secs(2)),
+        })
+    }
+}
+
+impl RawLimits {
+    fn validate(&self, envoy: &EnvoyLimits, problems: &mut Vec<Problem>) -> Option<Limits> {
+        let before = problems.len();
+        let mut problem = |field: &str, what: String| {
+            problems.push(Problem::new(format!("limits.{field}"), what));
+        };
+        let budget = Bytes::or(self.budget, 48 * MIB);
+        let limits = Limits {
+            lookup_timeout: Seconds::or(self.lookup_timeout, Duration::from_millis(300)),
+            write_timeout: Seconds::or(self.write_timeout, Duration::from_secs(30)),
+            fill_deadline: Seconds::or(self.fill_deadline, Duration::from_secs(60)),
+            immediate_bytes: Bytes::or(self.immediate_cap, MIB),
+            stream_cap: Bytes::or(self.stream_cap, 8 * MIB),
+            held_bytes: Bytes::or(self.held_cap, 8 * MIB),
+            budget: u32::try_from(budget).unwrap_or_default(),
+            breaker_failures: self.breaker_failures.unwrap_or(5),
+            breaker_wait: Seconds::or(self.breaker_wait, Duration::from_secs(2)),
+        };
+        if limits.budget == 0 {
+            problem("budget", "must be 1B to 4GiB".to_owned());
+        }
+        if limits.immediate_bytes > 4 * MIB {
+            problem("immediate_cap", "is at most 4MiB".to_owned());
+        }
+        if limits.breaker_failures == 0 {
+            problem("breaker_failures", "is at least 1".to_owned());
+        }
+        // A lookup that Envoy cuts off costs the fill as well.
+        let most = envoy.message_timeout.mul_f64(0.7);
+        if limits.lookup_timeout > most {
+            problem(
+                "lookup_timeout",
+                format!(
+                    "is {:?}, but may be at most 0.7 of envoy.message_timeout, {most:?}",
+                    limits.lookup_timeout
+                ),
+            );
+        }
+        (problems.len() == before).then_some(limits)
+    }
+}
+
+#[cfg(test)]
+mod tests;

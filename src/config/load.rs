@@ -1,0 +1,183 @@
+//! From a file and the environment to a [`Config`].
+
+use std::fmt;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+use serde_path_to_error::Segment;
+
+use super::value::Problem;
+use super::{Config, RawConfig};
+
+/// Before every variable that overrides a field: `AFTERIMAGE_STORE__S3__ENDPOINT` is
+/// `store.s3.endpoint`.
+const ENV_PREFIX: &str = "AFTERIMAGE_";
+
+/// As many problems as are looked for at once.
+const MOST_PROBLEMS: usize = 50;
+
+/// Everything that is wrong with a configuration.
+#[derive(Debug)]
+pub struct Problems {
+    file: String,
+    problems: Vec<Problem>,
+}
+
+impl std::error::Error for Problems {}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.problems.as_slice() {
+            [only] => write!(f, "{}: {only}", self.file),
+            all => {
+                write!(f, "{}: {} problems", self.file, all.len())?;
+                all.iter()
+                    .try_for_each(|problem| write!(f, "\n  {problem}"))
+            }
+        }
+    }
+}
+
+impl Config {
+    /// Reads `file`, with the variables of this process on top.
+    ///
+    /// # Errors
+    /// All problems that were found, each with its place.
+    pub fn load(file: &Path) -> Result<Self, Problems> {
+        let problems = |problem| Problems {
+            file: file.display().to_string(),
+            problems: vec![problem],
+        };
+        let text = std::fs::read_to_string(file).map_err(|error| {
+            problems(Problem::new(
+                "file",
+                format!("cannot be read: {error}; give its path with --config"),
+            ))
+        })?;
+        let variables = std::env::vars_os().filter_map(|(name, value)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        });
+        Self::parse(&text, variables).map_err(|problems| Problems {
+            file: file.display().to_string(),
+            problems,
+        })
+    }
+
+    /// The same from a text and given variables.
+    pub(crate) fn parse(
+        text: &str,
+        variables: impl Iterator<Item = (String, String)>,
+    ) -> Result<Self, Vec<Problem>> {
+        let mut problems = Vec::new();
+        let mut tree = match serde_saphyr::from_str::<Option<Value>>(text) {
+            Ok(Some(Value::Object(fields))) => fields,
+            Ok(None | Some(Value::Null)) => Map::new(),
+            Ok(Some(_)) => return Err(vec![Problem::new("file", "is not a map of fields")]),
+            Err(error) => return Err(vec![Problem::new("file", error.to_string())]),
+        };
+        let mut overrides = Vec::new();
+        for (name, value) in variables {
+            overrides.extend(override_field(&mut tree, &name, &value));
+        }
+        let raw = read(Value::Object(tree), overrides, &mut problems);
+        let config = raw.and_then(|raw| raw.validate(&mut problems));
+        match config {
+            Some(config) if problems.is_empty() => Ok(config),
+            _ => Err(problems),
+        }
+    }
+}
+
+/// A field that was set from the environment as text, and what else it may mean.
+struct Override {
+    place: String,
+    parsed: Value,
+}
+
+/// Sets the field that a variable names. Other variables of ours, such as those that secrets come
+/// from, have no double underscore and no field of their name at the top.
+fn override_field(tree: &mut Map<String, Value>, name: &str, value: &str) -> Option<Override> {
+    const TOP: [&str; 3] = ["listen", "drain", "default_policy"];
+    let path = name.strip_prefix(ENV_PREFIX)?.to_ascii_lowercase();
+    if !path.contains("__") && !TOP.contains(&path.as_str()) {
+        return None;
+    }
+    let steps: Vec<&str> = path.split("__").collect();
+    let (last, way) = steps.split_last()?;
+    let mut place = tree;
+    for step in way {
+        let next = place.entry(*step).or_insert(Value::Null);
+        if !next.is_object() {
+            *next = Value::Object(Map::new());
+        }
+        place = next.as_object_mut()?;
+    }
+    let parsed = serde_saphyr::from_str::<Value>(value).unwrap_or(Value::Null);
+    // Lists and maps are written as in the file; anything else is text first, so that a secret of
+    // digits stays what it is.
+    if parsed.is_array() || parsed.is_object() {
+        place.insert((*last).to_owned(), parsed);
+        return None;
+    }
+    place.insert((*last).to_owned(), Value::String(value.to_owned()));
+    Some(Override {
+        place: steps.join("."),
+        parsed,
+    })
+}
+
+/// Reads the raw form. What cannot be read is reported and left out, and the rest is tried again,
+/// so that one look shows all problems.
+fn read(
+    mut tree: Value,
+    mut overrides: Vec<Override>,
+    problems: &mut Vec<Problem>,
+) -> Option<RawConfig> {
+    while problems.len() < MOST_PROBLEMS {
+        let error = match serde_path_to_error::deserialize::<_, RawConfig>(&tree) {
+            Ok(raw) => return Some(raw),
+            Err(error) => error,
+        };
+        let steps: Vec<Segment> = error.path().iter().cloned().collect();
+        let place = error.path().to_string();
+        // Text from the environment where a number or a truth value belongs.
+        if let Some(index) = overrides.iter().position(|set| set.place == place) {
+            let parsed = overrides.swap_remove(index).parsed;
+            if let Some(field) = find(&mut tree, &steps) {
+                *field = parsed;
+                continue;
+            }
+        }
+        problems.push(Problem::new(place, error.inner().to_string()));
+        if !remove(&mut tree, &steps) {
+            return None;
+        }
+    }
+    None
+}
+
+fn find<'a>(tree: &'a mut Value, steps: &[Segment]) -> Option<&'a mut Value> {
+    steps.iter().try_fold(tree, |place, step| match step {
+        Segment::Map { key } => place.get_mut(key),
+        Segment::Seq { index } => place.get_mut(index),
+        Segment::Enum { .. } | Segment::Unknown => None,
+    })
+}
+
+/// Takes out what `steps` lead to.
+fn remove(tree: &mut Value, steps: &[Segment]) -> bool {
+    let Some((last, way)) = steps.split_last() else {
+        return false;
+    };
+    let Some(place) = find(tree, way) else {
+        return false;
+    };
+    match (place, last) {
+        (Value::Object(fields), Segment::Map { key }) => fields.remove(key).is_some(),
+        (Value::Array(items), Segment::Seq { index }) if *index < items.len() => {
+            items.remove(*index);
+            true
+        }
+        _ => false,
+    }
+}

@@ -1,0 +1,156 @@
+use super::*;
+
+fn load(text: &str) -> Result<Config, Vec<String>> {
+    with_variables(text, &[])
+}
+
+fn with_variables(text: &str, variables: &[(&str, &str)]) -> Result<Config, Vec<String>> {
+    let variables = variables
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    Config::parse(text, variables)
+        .map_err(|problems| problems.iter().map(ToString::to_string).collect())
+}
+
+const IMAGES: &str = "policies: {images: {kind: imgproxy, unsigned: true}}\n";
+
+#[test]
+fn an_empty_file_is_a_configuration_that_leaves_every_route_alone() {
+    let config = load("").unwrap();
+    assert_eq!(config.listen, Listen::Unix("run/ext_proc.sock".into()));
+    assert!(config.default_policy.is_none());
+    assert_eq!(config.limits.budget, 48 * 1024 * 1024);
+}
+
+#[test]
+fn the_configuration_of_the_dev_stack_is_valid_and_says_what_the_defaults_say() {
+    let config = load(include_str!("../../envoy/afterimage.yaml")).unwrap();
+    let defaults = load("").unwrap();
+    assert_eq!(config.listen, defaults.listen);
+    assert_eq!(config.admin, defaults.admin);
+    assert_eq!(config.envoy.message_timeout, defaults.envoy.message_timeout);
+    assert!(
+        config
+            .policies
+            .iter()
+            .any(|policy| &*policy.name == "images")
+    );
+}
+
+#[test]
+fn every_problem_is_reported_at_once_with_its_place() {
+    let problems = load(
+        "lisen: unix:x
+admin: {listen: nowhere}
+limits: {stream_cap: 8, lookup_timeout: 2s}
+store: {kind: s3, s3: {endpoint: garage, retries: 3}}
+default_policy: other
+policies:
+  Images: {kind: imgproxy}
+  a: {kind: imgproxie}
+  b: {kind: generic, unsigned: true, freshness: {floor: 60d}}
+  c: {kind: imgproxy, signature: {pairs: [{key: zz, salt: {env: AFTERIMAGE_NOT_SET}}], size: 99}}
+",
+    )
+    .unwrap_err();
+    for place in [
+        "lisen: unknown field",
+        "admin.listen: `nowhere`",
+        "limits.stream_cap: invalid",
+        "limits.lookup_timeout: is 2s",
+        "store.s3.endpoint: give",
+        "store.s3.retries: unknown field",
+        "store.s3.access_key_id: is required",
+        "store.s3.secret_access_key: is required",
+        "policies.Images: a name",
+        "policies.a.kind: unknown variant",
+        "policies.b.unsigned: is for `kind: imgproxy`",
+        "policies.b.freshness.floor: is above",
+        "policies.c.signature.pairs[0].key: is not hexadecimal",
+        "policies.c.signature.pairs[0].salt: environment variable AFTERIMAGE_NOT_SET",
+        "policies.c.signature.size: is 1 to 32",
+    ] {
+        assert!(
+            problems.iter().any(|problem| problem.starts_with(place)),
+            "{place} is missing in {problems:#?}"
+        );
+    }
+}
+
+#[test]
+fn a_route_or_default_that_names_no_policy_is_a_problem() {
+    let problems = load(&format!(
+        "{IMAGES}routes: {{r: imagse}}\ndefault_policy: nope"
+    ))
+    .unwrap_err();
+    assert_eq!(problems.len(), 2, "{problems:?}");
+    assert!(problems[0].starts_with("routes.r: there is no policy `imagse`"));
+}
+
+#[test]
+fn a_variable_overrides_the_field_that_it_names() {
+    let config = with_variables(
+        IMAGES,
+        &[
+            ("AFTERIMAGE_STORE__KIND", "s3"),
+            ("AFTERIMAGE_STORE__S3__ENDPOINT", "http://127.0.0.1:3900"),
+            ("AFTERIMAGE_STORE__S3__BUCKETS", "[a, b]"),
+            ("AFTERIMAGE_STORE__S3__ACCESS_KEY_ID", "12345678"),
+            (
+                "AFTERIMAGE_STORE__S3__SECRET_ACCESS_KEY",
+                "0012345678901234",
+            ),
+            ("AFTERIMAGE_LIMITS__BREAKER_FAILURES", "7"),
+            ("AFTERIMAGE_POLICIES__IMAGES__UNSIGNED", "false"),
+            ("AFTERIMAGE_DEFAULT_POLICY", "images"),
+            ("AFTERIMAGE_TOOLS", "/somewhere"),
+        ],
+    )
+    .unwrap();
+    let StoreConfig::S3(s3) = config.store else {
+        panic!("{:?}", config.store)
+    };
+    assert_eq!(s3.buckets, ["a", "b"]);
+    assert_eq!(s3.access_key_id, "12345678");
+    assert_eq!(s3.secret_access_key.expose(), "0012345678901234");
+    assert_eq!(config.limits.breaker_failures, 7);
+    assert!(config.default_policy.is_some());
+}
+
+#[test]
+fn addresses_that_others_can_reach_are_refused_for_the_processor() {
+    let problems = load("listen: 0.0.0.0:9000").unwrap_err();
+    assert!(
+        problems[0].contains("not a loopback address"),
+        "{problems:?}"
+    );
+}
+
+#[test]
+fn secrets_do_not_show() {
+    let config = load(
+        "store: {kind: s3, s3: {endpoint: 'http://h', access_key_id: id, secret_access_key: hunter2}}
+policies: {p: {kind: imgproxy, signature: {pairs: [{key: 5eed, salt: c0ffee}]}}}",
+    )
+    .unwrap();
+    let shown = format!("{config:?}");
+    assert!(
+        !shown.contains("hunter2") && !shown.contains("192, 255, 238"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn a_secret_of_a_wrong_form_is_not_shown_in_the_error() {
+    let problems = load(
+        "store: {kind: s3, s3: {endpoint: 'http://h', access_key_id: id, secret_access_key: [hunter2]}}",
+    )
+    .unwrap_err();
+    assert!(!problems.concat().contains("hunter2"), "{problems:?}");
+}
+
+#[test]
+fn yaml_that_cannot_be_read_says_where() {
+    let problems = load("store:\n  kind: [\n").unwrap_err();
+    assert!(problems[0].contains("line"), "{problems:?}");
+}

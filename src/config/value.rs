@@ -1,0 +1,185 @@
+//! Values with units, secrets, and problems with places.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Error, Unexpected, Visitor};
+
+/// Something wrong, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Problem {
+    place: String,
+    what: String,
+}
+
+impl Problem {
+    pub(super) fn new(place: impl Into<String>, what: impl Into<String>) -> Self {
+        Self {
+            place: place.into(),
+            what: what.into(),
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.what)
+    }
+}
+
+/// A time span such as `300ms`, `30s`, `12h`, `30d`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Seconds(Duration);
+
+impl Seconds {
+    pub(super) fn or(given: Option<Self>, default: Duration) -> Duration {
+        given.map_or(default, |given| given.0)
+    }
+
+    pub(super) fn get(self) -> Duration {
+        self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for Seconds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = deserializer
+            .deserialize_any(Text("a time span with a unit, such as `300ms` or `30d`"))?;
+        humantime::parse_duration(&text).map(Self).map_err(|_| {
+            Error::invalid_value(
+                Unexpected::Str(&text),
+                &"a time span with a unit, such as `300ms` or `30d`",
+            )
+        })
+    }
+}
+
+/// A number of bytes such as `64KiB`, `10GiB`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bytes(u64);
+
+impl Bytes {
+    pub(super) fn or(given: Option<Self>, default: u64) -> u64 {
+        given.map_or(default, |given| given.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text =
+            deserializer.deserialize_any(Text("a size with a unit, such as `512B` or `8MiB`"))?;
+        let has_unit = text.bytes().any(|byte| byte.is_ascii_alphabetic());
+        text.parse::<bytesize::ByteSize>()
+            .ok()
+            .filter(|_| has_unit)
+            .map(|size| Self(size.as_u64()))
+            .ok_or_else(|| {
+                Error::invalid_value(
+                    Unexpected::Str(&text),
+                    &"a size with a unit, such as `512B` or `8MiB`",
+                )
+            })
+    }
+}
+
+/// Text; a bare number is the common mistake, and its error must say what is missing.
+struct Text(&'static str);
+
+impl Visitor<'_> for Text {
+    type Value = String;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<String, E> {
+        Ok(text.to_owned())
+    }
+}
+
+/// A value that is never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The value itself.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl From<String> for Secret {
+    fn from(value: String) -> Self {
+        Self(value)
+    }
+}
+
+/// Where a secret is.
+#[derive(Clone)]
+pub(super) enum SecretSource {
+    Literal(Secret),
+    Env(String),
+    File(PathBuf),
+}
+
+impl SecretSource {
+    /// Fetches it; white space around it does not belong to it.
+    pub(super) fn read(&self) -> Result<Secret, String> {
+        let text = match self {
+            Self::Literal(secret) => return Ok(secret.clone()),
+            Self::Env(name) => std::env::var(name)
+                .map_err(|_| format!("environment variable {name} is not set"))?,
+            Self::File(path) => std::fs::read_to_string(path)
+                .map_err(|error| format!("cannot read {}: {error}", path.display()))?,
+        };
+        let text = text.trim();
+        if text.is_empty() {
+            return Err("is empty".to_owned());
+        }
+        Ok(Secret(text.to_owned()))
+    }
+}
+
+impl fmt::Debug for SecretSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Literal(_) => f.write_str("***"),
+            Self::Env(name) => write!(f, "{{env: {name}}}"),
+            Self::File(path) => write!(f, "{{file: {}}}", path.display()),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for SecretSource {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "lowercase", deny_unknown_fields)]
+        enum Named {
+            Env(String),
+            File(PathBuf),
+        }
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Form {
+            Literal(String),
+            Named(Named),
+        }
+        // The error of an untagged enum would show the value.
+        match Form::deserialize(deserializer) {
+            Ok(Form::Literal(text)) => Ok(Self::Literal(Secret(text))),
+            Ok(Form::Named(Named::Env(name))) => Ok(Self::Env(name)),
+            Ok(Form::Named(Named::File(path))) => Ok(Self::File(path)),
+            Err(_) => Err(D::Error::custom(
+                "give a text, `{env: NAME}` or `{file: PATH}`",
+            )),
+        }
+    }
+}

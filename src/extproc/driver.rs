@@ -1,0 +1,616 @@
+//! One conversation: message, event, session, effect, answer.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use tonic::{Status, Streaming};
+use tracing::{debug, info, warn};
+
+use super::service::Routes;
+use super::wire::{self, Message, Phase, ProcessingRequest, ProcessingResponse, RouteAttributes};
+use crate::budget::{Budget, Reservation};
+use crate::clock::{Clock, Stopwatch};
+use crate::entry::{BodyChecksum, BodyProof};
+use crate::fill::{Fill, Fills};
+use crate::policy::{BypassReason, Key, LookupMethod, MissReason, RequestHead};
+use crate::session::{
+    AbortReason, Answer, Copied, CopyStep, Effect, Event, Hit, Reply, Report, Session, StoredBody,
+};
+use crate::store::{self, BodyStream, Store};
+use crate::telemetry::Metrics;
+use crate::telemetry::metrics::StreamGuard;
+
+/// Bytes in one message of a streamed hit.
+const STREAMED_PIECE_BYTES: usize = 64 * 1024;
+
+/// What a streamed hit holds at one time: two chunks of the store's, at most as large as a read of
+/// its connection.
+const STREAMED_ROOM_BYTES: u64 = 1024 * 1024;
+
+/// What all conversations share.
+#[derive(Debug)]
+pub struct Shared {
+    /// Which policy a route means.
+    pub routes: Routes,
+    /// Where entries are.
+    pub store: Arc<dyn Store>,
+    /// What may be held.
+    pub budget: Budget,
+    /// How copies are made.
+    pub fills: Fills,
+    /// Where everything is counted.
+    pub metrics: Metrics,
+    /// The time.
+    pub clock: Clock,
+    /// How long a lookup may take, from asking to having the entry.
+    pub lookup_deadline: Duration,
+    /// Hits up to this size go out in one message.
+    pub immediate_bytes: u64,
+    /// Largest body that is served, and so stored.
+    pub largest_bytes: u64,
+}
+
+/// One gRPC stream. Dropping it is how Envoy, or the client behind it, leaves.
+pub(super) struct Conversation {
+    shared: Arc<Shared>,
+    inbound: Streaming<ProcessingRequest>,
+    state: State,
+    log: Log,
+}
+
+enum State {
+    /// Nothing was said yet; with the policy that the stream's metadata names.
+    Opening(Option<String>),
+    /// The session decides.
+    Open(Box<Open>),
+    /// A hit is going out in pieces.
+    Sending(Box<Sending>),
+    /// The last answer was given. What still comes is sent on as it is, because a filter with
+    /// other modes than ours may go on asking.
+    Over,
+}
+
+struct Open {
+    session: Session,
+    fill: Option<OpenFill>,
+}
+
+struct OpenFill {
+    fill: Fill,
+    since: Stopwatch,
+}
+
+/// What a lookup gave, and what goes with it until the answer is out.
+struct Fetched {
+    answer: Answer,
+    body: Option<BodyStream>,
+    room: Option<Reservation>,
+}
+
+impl Conversation {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        inbound: Streaming<ProcessingRequest>,
+        policy: Option<String>,
+    ) -> Self {
+        Self {
+            log: Log::new(Arc::clone(&shared)),
+            shared,
+            inbound,
+            state: State::Opening(policy),
+        }
+    }
+
+    /// The next answer. `None` ends the stream well; an error ends it so that Envoy breaks off
+    /// whatever it is sending.
+    pub(super) async fn next(&mut self) -> Option<Result<ProcessingResponse, Status>> {
+        if let State::Sending(sending) = &mut self.state {
+            let piece = sending.next().await;
+            if let Some(Err(error)) = &piece {
+                self.shared.metrics.broken_hit();
+                warn!(error = error.message(), "streamed hit was broken off");
+            }
+            if !matches!(piece, Some(Ok(_))) {
+                self.state = State::Over;
+                self.log.end();
+            }
+            return piece;
+        }
+        let message = self.receive().await?;
+        Some(Ok(self.answer(message).await))
+    }
+
+    /// Waits for a message, and meanwhile for the deadline of a fill.
+    async fn receive(&mut self) -> Option<Message> {
+        loop {
+            let time_left = match &self.state {
+                State::Open(open) => open.fill.as_ref().map(|fill| {
+                    let deadline = self.shared.fills.deadline;
+                    deadline.saturating_sub(fill.since.elapsed())
+                }),
+                State::Opening(_) | State::Sending(_) | State::Over => None,
+            };
+            let message = match time_left {
+                None => self.inbound.message().await,
+                Some(time_left) => {
+                    match tokio::time::timeout(time_left, self.inbound.message()).await {
+                        Ok(message) => message,
+                        Err(_) => {
+                            self.lose_copy(AbortReason::Deadline);
+                            continue;
+                        }
+                    }
+                }
+            };
+            match message {
+                Ok(Some(message)) => match wire::read(message) {
+                    Some(message) => return Some(message),
+                    None => self.shared.metrics.unexpected_message(),
+                },
+                // How the stream ends proves nothing: Envoy resets it after every exchange.
+                Ok(None) | Err(_) => return None,
+            }
+        }
+    }
+
+    async fn answer(&mut self, message: Message) -> ProcessingResponse {
+        let (event, phase) = match message {
+            Message::Request(head, route) => return self.open(head, &route).await,
+            Message::Response(Some(head)) => {
+                self.log.status = Some(head.status.as_u16());
+                (Event::Response(head), Phase::ResponseHeaders)
+            }
+            Message::Response(None) => return self.unexpected(Phase::ResponseHeaders),
+            Message::ResponseBody { bytes, is_end } => {
+                (Event::Body { bytes, is_end }, Phase::ResponseBody)
+            }
+            Message::Other(phase) => return self.unexpected(phase),
+        };
+        match std::mem::replace(&mut self.state, State::Over) {
+            State::Open(open) => self.handle(*open, event, phase).await,
+            state @ (State::Opening(_) | State::Sending(_) | State::Over) => {
+                self.state = state;
+                self.unexpected(phase)
+            }
+        }
+    }
+
+    /// The first message.
+    async fn open(
+        &mut self,
+        head: Option<RequestHead>,
+        route: &RouteAttributes,
+    ) -> ProcessingResponse {
+        let State::Opening(named) = std::mem::replace(&mut self.state, State::Over) else {
+            return self.unexpected(Phase::RequestHeaders);
+        };
+        let policy = match self.shared.routes.policy(named.as_deref(), route) {
+            Ok(policy) => policy,
+            Err(reason) => return self.leave_out(reason),
+        };
+        self.log.policy = Arc::clone(&policy.name);
+        let Some(head) = head else {
+            return self.leave_out(BypassReason::Unparsable);
+        };
+        let open = Open {
+            session: Session::new(policy, self.shared.largest_bytes),
+            fill: None,
+        };
+        self.handle(open, Event::Request(head), Phase::RequestHeaders)
+            .await
+    }
+
+    /// Gives an event to the session, and does what it says until the message is answered.
+    async fn handle(&mut self, open: Open, event: Event, phase: Phase) -> ProcessingResponse {
+        let Open {
+            mut session,
+            mut fill,
+        } = open;
+        let mut event = event;
+        let mut body = None;
+        loop {
+            let (next, effect) = match session.handle(event, self.shared.clock.now()) {
+                Ok(step) => step,
+                Err(error) => {
+                    warn!(%error, "conversation is out of order");
+                    return self.unexpected(phase);
+                }
+            };
+            session = next;
+            self.log.report = session.report();
+            match effect {
+                Effect::LookUp { key, method } => {
+                    let fetched = self.look_up(&key, method).await;
+                    self.log.key = Some(key);
+                    self.log.room = fetched.room;
+                    body = fetched.body;
+                    event = Event::Answer(fetched.answer);
+                }
+                Effect::Begin(plan) => match self.shared.fills.begin(*plan) {
+                    Ok(begun) => {
+                        fill = Some(OpenFill {
+                            fill: begun,
+                            since: Stopwatch::start(),
+                        });
+                        event = Event::CopyBegun;
+                    }
+                    Err(reason) => {
+                        self.shared.metrics.aborted(reason);
+                        event = Event::CopyLost(reason);
+                    }
+                },
+                Effect::Copy(step) => match self.copy(&mut fill, step) {
+                    Some(reason) if !session.is_done() => event = Event::CopyLost(reason),
+                    lost => {
+                        if let Some(reason) = lost {
+                            self.log.report.lose_copy(reason);
+                        }
+                        return self.reply(Reply::Continue, session, fill, body);
+                    }
+                },
+                Effect::Reply(reply) => return self.reply(reply, session, fill, body),
+                // The copy of a body was lost on the way; its bytes pass all the same.
+                Effect::Nothing => return self.reply(Reply::Continue, session, fill, body),
+            }
+        }
+    }
+
+    /// Does one step of the copy. Whatever reason comes back, the copy is gone and counted.
+    fn copy(&self, fill: &mut Option<OpenFill>, step: CopyStep) -> Option<AbortReason> {
+        let OpenFill { fill: copy, since } = fill.take()?;
+        let fills = &self.shared.fills;
+        let lost = match step {
+            CopyStep::Append(bytes) => match fills.append(copy, bytes) {
+                Ok(copy) => {
+                    *fill = Some(OpenFill { fill: copy, since });
+                    None
+                }
+                Err(reason) => Some(reason),
+            },
+            CopyStep::Finish(bytes) => match fills.append(copy, bytes) {
+                Ok(copy) => {
+                    fills.finish(copy);
+                    None
+                }
+                Err(reason) => Some(reason),
+            },
+            CopyStep::Abort(reason) => {
+                self.shared.metrics.aborted(reason);
+                return None;
+            }
+        };
+        if let Some(reason) = lost {
+            self.shared.metrics.aborted(reason);
+        }
+        lost
+    }
+
+    fn reply(
+        &mut self,
+        reply: Reply,
+        session: Session,
+        fill: Option<OpenFill>,
+        body: Option<BodyStream>,
+    ) -> ProcessingResponse {
+        let is_done = session.is_done();
+        let report = session.report();
+        self.state = if is_done {
+            State::Over
+        } else {
+            State::Open(Box::new(Open { session, fill }))
+        };
+        let answer = match reply {
+            Reply::Bypass => self.with_outcome(wire::bypass(), report),
+            Reply::Forward(changes) => wire::forward(&changes),
+            Reply::Pass(status) => self.with_outcome(wire::respond(status, false), report),
+            Reply::Mirror(status) => self.with_outcome(wire::respond(status, true), report),
+            Reply::Continue => wire::pass(Phase::ResponseBody),
+            Reply::Hit(hit) => {
+                let answer = self.hit(*hit, body);
+                self.with_outcome(answer, report)
+            }
+        };
+        self.log.answered();
+        if is_done && !matches!(self.state, State::Sending(_)) {
+            self.log.end();
+        }
+        answer
+    }
+
+    fn hit(&mut self, hit: Hit, body: Option<BodyStream>) -> ProcessingResponse {
+        self.log.status = Some(hit.status.as_u16());
+        let source = match (&hit.body, body) {
+            (StoredBody::NotNeeded, _) => return wire::streamed_head(&hit, true),
+            // Without a body Envoy would take the type and the length out of an immediate response.
+            (_, _) if hit.content_length == 0 => return wire::streamed_head(&hit, true),
+            (StoredBody::Held(chunks), _) if hit.content_length <= self.shared.immediate_bytes => {
+                self.shared.metrics.served(hit.content_length);
+                return wire::immediate(&hit, chunks);
+            }
+            (StoredBody::Held(chunks), _) => {
+                stream::iter(chunks.clone().into_iter().map(Ok)).boxed()
+            }
+            (StoredBody::Streamed, Some(body)) => body,
+            (StoredBody::Streamed, None) => {
+                unreachable!("a lookup that says streamed brings the stream")
+            }
+        };
+        self.shared.metrics.served(hit.content_length);
+        self.state = State::Sending(Box::new(Sending::new(source, hit.proof)));
+        wire::streamed_head(&hit, false)
+    }
+
+    /// Leaves this request to Envoy.
+    fn leave_out(&mut self, reason: BypassReason) -> ProcessingResponse {
+        self.log.report = Report::Bypass(reason);
+        self.log.answered();
+        self.log.end();
+        self.with_outcome(wire::bypass(), Report::Bypass(reason))
+    }
+
+    /// Sends on what does not fit: the client must not suffer from it.
+    fn unexpected(&self, phase: Phase) -> ProcessingResponse {
+        self.shared.metrics.unexpected_message();
+        wire::pass(phase)
+    }
+
+    fn lose_copy(&mut self, reason: AbortReason) {
+        let State::Open(open) = std::mem::replace(&mut self.state, State::Over) else {
+            return;
+        };
+        self.shared.metrics.aborted(reason);
+        if let Ok((session, _)) = open
+            .session
+            .handle(Event::CopyLost(reason), self.shared.clock.now())
+        {
+            self.log.report = session.report();
+            self.state = State::Open(Box::new(Open {
+                session,
+                fill: None,
+            }));
+        }
+    }
+
+    fn with_outcome(&self, answer: ProcessingResponse, report: Report) -> ProcessingResponse {
+        wire::with_outcome(
+            answer,
+            &self.log.policy,
+            report.outcome().as_str(),
+            report.reason(),
+        )
+    }
+
+    async fn look_up(&mut self, key: &Key, method: LookupMethod) -> Fetched {
+        let stopwatch = Stopwatch::start();
+        let deadline = self.shared.lookup_deadline;
+        let result = tokio::time::timeout(deadline, self.shared.fetch(key, method))
+            .await
+            .unwrap_or(Err(store::Error::TimedOut));
+        let took = stopwatch.elapsed();
+        self.shared.metrics.lookup(took);
+        self.log.lookup = took;
+        result.unwrap_or_else(|error| {
+            let reason = match &error {
+                store::Error::Unavailable(_) => MissReason::StoreUnavailable,
+                store::Error::TimedOut => MissReason::StoreTimeout,
+                store::Error::Denied(_) => MissReason::StoreDenied,
+                store::Error::Corrupt(_) => MissReason::Corrupt,
+                store::Error::TooLarge(_) => MissReason::TooLarge,
+            };
+            // The request's own line has the reason; only what an operator must mend is worth more.
+            match reason {
+                MissReason::Corrupt | MissReason::StoreDenied => {
+                    warn!(key = %key.object_name(), error = %store::Causes(&error), "lookup failed");
+                }
+                _ => debug!(key = %key.object_name(), error = %store::Causes(&error), "lookup failed"),
+            }
+            Fetched::nothing(reason)
+        })
+    }
+}
+
+impl Shared {
+    /// Gets an entry: from a fill that is not confirmed yet, else from the store; its body whole
+    /// and proved if it goes out in one message.
+    async fn fetch(&self, key: &Key, method: LookupMethod) -> Result<Fetched, store::Error> {
+        if let Some(held) = self.fills.in_flight.get(key).await {
+            return Ok(Fetched {
+                answer: Answer::Found {
+                    record: Arc::clone(&held.record),
+                    body: StoredBody::Held(held.chunks.clone()),
+                },
+                body: None,
+                room: None,
+            });
+        }
+        let found = match method {
+            LookupMethod::Head => {
+                return Ok(self.store.head(key).await?.map_or_else(
+                    || Fetched::nothing(MissReason::Absent),
+                    |record| Fetched {
+                        answer: Answer::Found {
+                            record: Arc::new(record),
+                            body: StoredBody::NotNeeded,
+                        },
+                        body: None,
+                        room: None,
+                    },
+                ));
+            }
+            LookupMethod::Get => self.store.get(key).await?,
+        };
+        let Some(store::Found { record, body }) = found else {
+            return Ok(Fetched::nothing(MissReason::Absent));
+        };
+        let length = record.body.content_length;
+        if length > self.largest_bytes {
+            return Ok(Fetched::nothing(MissReason::TooLarge));
+        }
+        let is_whole = length <= self.immediate_bytes;
+        let wanted = if is_whole {
+            length
+        } else {
+            STREAMED_ROOM_BYTES
+        };
+        // The caller's deadline bounds the wait; room that never comes is known at once.
+        let Ok(room) = self.budget.reserve(wanted).await else {
+            return Ok(Fetched::nothing(MissReason::Budget));
+        };
+        let (held, streamed) = if is_whole {
+            let bytes = store::read_whole(&record, body).await?;
+            (StoredBody::Held(vec![bytes]), None)
+        } else {
+            (StoredBody::Streamed, Some(body))
+        };
+        Ok(Fetched {
+            answer: Answer::Found {
+                record: Arc::new(record),
+                body: held,
+            },
+            body: streamed,
+            room: Some(room),
+        })
+    }
+}
+
+impl Fetched {
+    fn nothing(reason: MissReason) -> Self {
+        Self {
+            answer: Answer::Nothing(reason),
+            body: None,
+            room: None,
+        }
+    }
+}
+
+/// A hit that goes out in pieces. The last piece leaves only when the whole body was proved, so
+/// that a wrong or short one is never taken for whole: the client misses its end.
+struct Sending {
+    source: BodyStream,
+    proof: BodyProof,
+    checksum: BodyChecksum,
+    waiting: VecDeque<Bytes>,
+    waiting_bytes: usize,
+    is_proved: bool,
+}
+
+impl Sending {
+    fn new(source: BodyStream, proof: BodyProof) -> Self {
+        Self {
+            source,
+            proof,
+            checksum: BodyChecksum::new(),
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            is_proved: false,
+        }
+    }
+
+    async fn next(&mut self) -> Option<Result<ProcessingResponse, Status>> {
+        while !self.is_proved && self.waiting_bytes <= STREAMED_PIECE_BYTES {
+            match self.source.next().await {
+                Some(Ok(chunk)) => {
+                    self.checksum.update(&chunk);
+                    if self.checksum.length() > self.proof.content_length {
+                        return Some(Err(Status::data_loss("stored body is too long")));
+                    }
+                    self.waiting_bytes += chunk.len();
+                    if !chunk.is_empty() {
+                        self.waiting.push_back(chunk);
+                    }
+                }
+                Some(Err(error)) => {
+                    return Some(Err(Status::unavailable(store::Causes(&error).to_string())));
+                }
+                None if self.proof.holds_for(&self.checksum) => self.is_proved = true,
+                None => return Some(Err(Status::data_loss("stored body is not the one stored"))),
+            }
+        }
+        let chunk = self.waiting.front_mut()?;
+        let piece = chunk.split_to(chunk.len().min(STREAMED_PIECE_BYTES));
+        if chunk.is_empty() {
+            self.waiting.pop_front();
+        }
+        self.waiting_bytes -= piece.len();
+        Some(Ok(wire::streamed_body(&piece, self.waiting_bytes == 0)))
+    }
+}
+
+/// Everything that one request leaves in log and metrics, once.
+struct Log {
+    shared: Arc<Shared>,
+    policy: Arc<str>,
+    key: Option<Key>,
+    status: Option<u16>,
+    report: Report,
+    since: Stopwatch,
+    took: Duration,
+    lookup: Duration,
+    has_ended: bool,
+    /// What a hit holds until it is out.
+    room: Option<Reservation>,
+    _present: StreamGuard,
+}
+
+impl Log {
+    fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            policy: Arc::clone(shared.routes.no_policy()),
+            key: None,
+            status: None,
+            report: Report::Left,
+            since: Stopwatch::start(),
+            took: Duration::ZERO,
+            lookup: Duration::ZERO,
+            has_ended: false,
+            room: None,
+            _present: shared.metrics.stream(),
+            shared,
+        }
+    }
+
+    fn answered(&mut self) {
+        self.took = self.since.elapsed();
+    }
+
+    fn end(&mut self) {
+        if std::mem::replace(&mut self.has_ended, true) {
+            return;
+        }
+        self.answered();
+        let metrics = &self.shared.metrics;
+        metrics.request(&self.policy, self.report, self.took);
+        if let Report::Miss {
+            copy: Copied::Refused(refusal),
+            ..
+        } = self.report
+        {
+            metrics.not_storable(refusal.as_str());
+        }
+        info!(
+            policy = &*self.policy,
+            outcome = self.report.outcome().as_str(),
+            reason = self.report.reason(),
+            copy = self.report.copy(),
+            status = self.status,
+            key = self.key.as_ref().map(Key::object_name),
+            lookup_ms = self.lookup.as_secs_f64() * 1e3,
+            took_ms = self.took.as_secs_f64() * 1e3,
+            "request"
+        );
+    }
+}
+
+impl Drop for Conversation {
+    fn drop(&mut self) {
+        if let State::Open(open) = &self.state
+            && open.fill.is_some()
+        {
+            self.shared.metrics.aborted(AbortReason::Cut);
+        }
+        self.log.end();
+    }
+}

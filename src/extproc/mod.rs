@@ -1,0 +1,12 @@
+//! The conversation with Envoy: a shell around [`crate::session`].
+//!
+//! [`service`] accepts one gRPC stream for each request, [`driver`] turns its messages into events
+//! and effects into answers, [`wire`] is the only file that names Envoy's messages.
+
+mod driver;
+mod route_metadata;
+mod service;
+mod wire;
+
+pub use self::driver::Shared;
+pub use self::service::{Routes, service};

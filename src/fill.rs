@@ -1,0 +1,285 @@
+//! The copy of a response on its way to the store.
+//!
+//! A [`Fill`] takes chunks as they pass, and never makes the stream wait: when there is no room, or
+//! the store is slower than the upstream, the copy is given up. Bodies up to a cap are held and
+//! become one put when they are whole; larger ones go to the store while they pass. Dropping a fill
+//! before [`Fills::finish`] leaves nothing behind. After it, the copy belongs to a task of its own,
+//! which the end of the stream does not touch.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
+use tracing::warn;
+
+use crate::budget::{Budget, Reservation};
+use crate::collapse::{Held, InFlight, Pending};
+use crate::entry::{BodyChecksum, BodyProof, Record};
+use crate::policy::{Key, Storable};
+use crate::session::{AbortReason, FillPlan};
+use crate::store::{self, Store};
+use crate::telemetry::Metrics;
+
+/// Pieces of a large body that may wait for the store; each has its room in the budget.
+const QUEUED_PIECES: usize = 64;
+
+/// Bodies above this are hashed on a thread that may block: 256 KiB take about 0.2 ms.
+const HASHED_INLINE_BYTES: u64 = 256 * 1024;
+
+/// What fills need, shared by all.
+#[derive(Debug, Clone)]
+pub struct Fills {
+    /// Where entries go.
+    pub store: Arc<dyn Store>,
+    /// What fills may hold.
+    pub budget: Budget,
+    /// Where whole fills are shown to lookups.
+    pub in_flight: InFlight,
+    /// Where their ends are counted.
+    pub metrics: Metrics,
+    /// Largest body that is held; larger ones go to the store while they pass.
+    pub held_bytes: u64,
+    /// How long a response may take to pass.
+    pub deadline: Duration,
+    /// Tasks that finish fills; the process waits for them at its end.
+    pub tasks: TaskTracker,
+}
+
+/// One copy.
+#[derive(Debug)]
+pub struct Fill {
+    key: Key,
+    storable: Storable,
+    copy: Copy,
+}
+
+#[derive(Debug)]
+enum Copy {
+    Held(HeldCopy),
+    Passing(mpsc::Sender<Piece>),
+}
+
+#[derive(Debug)]
+struct HeldCopy {
+    chunks: Vec<Bytes>,
+    length: u64,
+    room: Reservation,
+    /// Bytes of `room`, at least `length`.
+    reserved: u64,
+}
+
+/// What a task that writes a large body gets to do.
+#[derive(Debug)]
+enum Piece {
+    Chunks(Vec<Bytes>, Reservation),
+    /// The body is whole and verified.
+    End,
+}
+
+impl Fills {
+    /// Begins the copy of a response.
+    ///
+    /// # Errors
+    /// [`AbortReason::Budget`] when there is no room for it, [`AbortReason::RecordTooLarge`] when
+    /// its headers are more than is kept.
+    pub fn begin(&self, plan: FillPlan) -> Result<Fill, AbortReason> {
+        let FillPlan { key, storable } = plan;
+        record(&key, &storable, BodyProof::of(&[]))
+            .encode()
+            .map_err(|_| AbortReason::RecordTooLarge)?;
+        let copy = match storable.content_length {
+            Some(length) if length > self.held_bytes => {
+                Copy::Passing(self.pass_on(key.clone(), storable.clone()))
+            }
+            known => {
+                let reserved = known.unwrap_or(0);
+                Copy::Held(HeldCopy {
+                    chunks: Vec::new(),
+                    length: 0,
+                    room: self.reserve(reserved)?,
+                    reserved,
+                })
+            }
+        };
+        Ok(Fill {
+            key,
+            storable,
+            copy,
+        })
+    }
+
+    /// Takes the next bytes. With an error the fill is gone.
+    ///
+    /// # Errors
+    /// [`AbortReason::Budget`] without room, [`AbortReason::Store`] when the store fails or is
+    /// slower than the upstream.
+    pub fn append(&self, fill: Fill, chunk: Bytes) -> Result<Fill, AbortReason> {
+        if chunk.is_empty() {
+            return Ok(fill);
+        }
+        let Fill {
+            key,
+            storable,
+            copy,
+        } = fill;
+        let copy = match copy {
+            Copy::Held(mut held) => {
+                held.length += chunk.len() as u64;
+                if held.length > held.reserved {
+                    held.room.merge(self.reserve(held.length - held.reserved)?);
+                    held.reserved = held.length;
+                }
+                held.chunks.push(chunk);
+                if held.length <= self.held_bytes {
+                    Copy::Held(held)
+                } else {
+                    let queue = self.pass_on(key.clone(), storable.clone());
+                    send(&queue, Piece::Chunks(held.chunks, held.room))?;
+                    Copy::Passing(queue)
+                }
+            }
+            Copy::Passing(queue) => {
+                let room = self.reserve(chunk.len() as u64)?;
+                send(&queue, Piece::Chunks(vec![chunk], room))?;
+                Copy::Passing(queue)
+            }
+        };
+        Ok(Fill {
+            key,
+            storable,
+            copy,
+        })
+    }
+
+    /// Hands a whole, verified copy over to a task that commits it. From here on lookups of this
+    /// process see a held one.
+    pub fn finish(&self, fill: Fill) {
+        let fills = self.clone();
+        match fill.copy {
+            Copy::Held(held) => {
+                let pending = self.in_flight.announce(&fill.key);
+                self.tasks.spawn(async move {
+                    fills.put(&fill.key, fill.storable, held, pending).await;
+                });
+            }
+            Copy::Passing(queue) => {
+                self.tasks.spawn(async move {
+                    if queue.send(Piece::End).await.is_err() {
+                        fills.metrics.aborted(AbortReason::Store);
+                    }
+                });
+            }
+        }
+    }
+
+    async fn put(&self, key: &Key, storable: Storable, copy: HeldCopy, pending: Pending) {
+        let HeldCopy {
+            chunks,
+            length,
+            room,
+            ..
+        } = copy;
+        let (proof, chunks) = if length <= HASHED_INLINE_BYTES {
+            (BodyProof::of(&chunks), chunks)
+        } else {
+            let hashed =
+                tokio::task::spawn_blocking(move || (BodyProof::of(&chunks), chunks)).await;
+            match hashed {
+                Ok(hashed) => hashed,
+                // The runtime is going down.
+                Err(_) => return self.metrics.aborted(AbortReason::Cut),
+            }
+        };
+        let held = Arc::new(Held {
+            record: Arc::new(record(key, &storable, proof)),
+            chunks,
+        });
+        pending.show(Arc::clone(&held));
+        let result = self.store.put(key, &held.record, &held.chunks).await;
+        self.ended(key, length, result);
+        drop((pending, room));
+    }
+
+    /// Starts the task that writes a large body while it passes. It ends without a commit when the
+    /// queue is dropped before [`Piece::End`].
+    fn pass_on(&self, key: Key, storable: Storable) -> mpsc::Sender<Piece> {
+        let (sender, mut queue) = mpsc::channel(QUEUED_PIECES);
+        let fills = self.clone();
+        self.tasks.spawn(async move {
+            if let Err(error) = fills.write(&key, storable, &mut queue).await {
+                warn!(key = %key.object_name(), error = %store::Causes(&error), "large fill failed");
+            }
+        });
+        sender
+    }
+
+    async fn write(
+        &self,
+        key: &Key,
+        storable: Storable,
+        queue: &mut mpsc::Receiver<Piece>,
+    ) -> Result<(), store::Error> {
+        let draft = record(key, &storable, BodyProof::of(&[]));
+        let mut writer = self.store.begin(key, &draft).await?;
+        let mut sha256 = Sha256::new();
+        let mut checksum = BodyChecksum::new();
+        while let Some(piece) = queue.recv().await {
+            match piece {
+                Piece::Chunks(chunks, room) => {
+                    for chunk in chunks {
+                        sha256.update(&chunk);
+                        checksum.update(&chunk);
+                        writer.append(chunk).await?;
+                    }
+                    drop(room);
+                }
+                Piece::End => {
+                    let proof = BodyProof {
+                        content_length: checksum.length(),
+                        sha256: sha256.finalize().into(),
+                        crc64: checksum.crc64(),
+                    };
+                    let result = writer.commit(&record(key, &storable, proof)).await;
+                    self.ended(key, proof.content_length, result);
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn ended(&self, key: &Key, length: u64, result: Result<(), store::Error>) {
+        match result {
+            Ok(()) => self.metrics.committed(length),
+            Err(error) => {
+                self.metrics.aborted(AbortReason::Store);
+                warn!(key = %key.object_name(), error = %store::Causes(&error), "fill was not committed");
+            }
+        }
+    }
+
+    fn reserve(&self, bytes: u64) -> Result<Reservation, AbortReason> {
+        self.budget
+            .try_reserve(bytes)
+            .map_err(|_| AbortReason::Budget)
+    }
+}
+
+/// Never waits: the stream must not.
+fn send(queue: &mpsc::Sender<Piece>, piece: Piece) -> Result<(), AbortReason> {
+    queue.try_send(piece).map_err(|_| AbortReason::Store)
+}
+
+fn record(key: &Key, storable: &Storable, body: BodyProof) -> Record {
+    Record {
+        key_digest: *key.digest(),
+        status: storable.status,
+        headers: storable.headers.clone(),
+        response_time: storable.response_time,
+        initial_age: storable.initial_age,
+        body,
+    }
+}

@@ -1,0 +1,98 @@
+//! The final word for a request, and the header that says it (RFC 9211).
+
+use std::fmt;
+
+/// How a request of a caching policy ended. One word each: the same in the log, in the metric and
+/// in the access log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// Answered from the store, fresh.
+    Hit,
+    /// Sent on, because there was no usable entry.
+    Miss,
+    /// Not looked up.
+    Bypass,
+}
+
+impl Outcome {
+    /// The word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Miss => "miss",
+            Self::Bypass => "bypass",
+        }
+    }
+}
+
+/// Why a lookup gave nothing that could be served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum MissReason {
+    /// Nothing is stored.
+    Absent,
+    /// What is stored is no longer fresh.
+    Stale,
+    /// What is stored is not whole, or not for this key.
+    Corrupt,
+    /// The store could not answer.
+    StoreUnavailable,
+    /// The store did not answer within the deadline.
+    StoreTimeout,
+    /// The store refused.
+    StoreDenied,
+    /// No room in the memory budget for the body.
+    Budget,
+    /// Too large to be served by this configuration.
+    TooLarge,
+}
+
+impl MissReason {
+    /// The word for labels and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Absent => "absent",
+            Self::Stale => "stale",
+            Self::Corrupt => "corrupt",
+            Self::StoreUnavailable => "store_unavailable",
+            Self::StoreTimeout => "store_timeout",
+            Self::StoreDenied => "store_denied",
+            Self::Budget => "budget",
+            Self::TooLarge => "too_large",
+        }
+    }
+}
+
+/// One member of `Cache-Status`, named `afterimage` (RFC 9211 section 2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheStatus {
+    /// Served from the store.
+    Hit {
+        /// Seconds that the entry stays fresh.
+        ttl: u64,
+    },
+    /// Sent on, nothing usable was there.
+    Miss {
+        /// Whether a fill has begun.
+        stored: bool,
+    },
+    /// Sent on because the entry was stale.
+    Stale {
+        /// Status of the upstream's answer.
+        status: u16,
+        /// Whether a fill has begun.
+        stored: bool,
+    },
+}
+
+impl fmt::Display for CacheStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let stored = |stored: bool| if stored { "; stored" } else { "" };
+        match *self {
+            Self::Hit { ttl } => write!(f, "afterimage; hit; ttl={ttl}"),
+            Self::Miss { stored: s } => write!(f, "afterimage; fwd=miss{}", stored(s)),
+            Self::Stale { status, stored: s } => {
+                write!(f, "afterimage; fwd=stale; fwd-status={status}{}", stored(s))
+            }
+        }
+    }
+}

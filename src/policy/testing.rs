@@ -1,0 +1,114 @@
+//! Requests and policies for the tests of this module.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Method};
+
+use super::{
+    BypassReason, Cookies, Decision, FreshnessRules, Generic, Imgproxy, Kind, Lookup, MediaRange,
+    Policy, Query, RequestHead, Signing, StoreRules, Verify,
+};
+use crate::clock::Timestamp;
+
+pub(super) const NOW: Timestamp = Timestamp::from_unix(1_800_000_000);
+
+pub(super) fn imgproxy() -> Imgproxy {
+    Imgproxy {
+        path_prefix: String::new(),
+        signing: Signing::Unsigned,
+        arguments_separator: ":".into(),
+        only_presets: false,
+        base64_includes_filename: false,
+        formats: Vec::new(),
+        enforced: Vec::new(),
+        dpr_steps: Vec::new(),
+        width_steps: Vec::new(),
+        forward_headers: Vec::new(),
+    }
+}
+
+pub(super) fn generic() -> Generic {
+    Generic {
+        query: Query::All,
+        headers: Vec::new(),
+    }
+}
+
+pub(super) fn policy(kind: Kind) -> Policy {
+    Policy {
+        name: "images".into(),
+        namespace: "images".into(),
+        epoch: 0,
+        key_host: false,
+        kind,
+        cookies: Cookies::Ignore,
+        store: StoreRules {
+            content_types: vec![MediaRange {
+                main: "image".into(),
+                sub: None,
+            }],
+            verify: Verify::Image,
+            exclude_headers: Vec::new(),
+        },
+        freshness: FreshnessRules {
+            default: None,
+            floor: Duration::ZERO,
+            ceiling: Duration::from_secs(30 * 24 * 3600),
+        },
+    }
+}
+
+pub(super) fn get(path: impl AsRef<[u8]>, headers: &[(&str, &str)]) -> RequestHead {
+    RequestHead {
+        method: Method::GET,
+        authority: Bytes::from_static(b"img.example"),
+        path: Bytes::copy_from_slice(path.as_ref()),
+        headers: headers
+            .iter()
+            .map(|(name, value)| {
+                let name: HeaderName = name.parse().expect("a field name");
+                (name, HeaderValue::from_str(value).expect("a field value"))
+            })
+            .collect(),
+        has_body: false,
+    }
+}
+
+pub(super) fn lookup(policy: &Policy, request: &RequestHead) -> Lookup {
+    match policy.decide(request, NOW) {
+        Decision::Lookup(lookup) => lookup,
+        Decision::Bypass(reason) => panic!("{reason:?} for {request:?}"),
+    }
+}
+
+pub(super) fn bypass(policy: &Policy, request: &RequestHead) -> BypassReason {
+    match policy.decide(request, NOW) {
+        Decision::Bypass(reason) => reason,
+        Decision::Lookup(lookup) => panic!("{:?} for {request:?}", lookup.key),
+    }
+}
+
+/// The head as the upstream gets it when the request leads.
+pub(super) fn forwarded(policy: &Policy, request: &RequestHead) -> Vec<(String, String)> {
+    let forward = lookup(policy, request).forward;
+    let mut headers = request.headers.clone();
+    for name in &forward.remove {
+        assert!(
+            headers.remove(name).is_some(),
+            "{name} is not there to be removed"
+        );
+    }
+    for (name, value) in forward.set {
+        headers.insert(name, value);
+    }
+    let mut fields: Vec<_> = headers
+        .iter()
+        .map(|(name, value)| {
+            let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
+            (name.to_string(), value)
+        })
+        .collect();
+    fields.sort();
+    fields
+}

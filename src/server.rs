@@ -1,0 +1,317 @@
+//! Start, run, end.
+//!
+//! Everything that can be wrong with the surroundings is found before the process says that it is
+//! ready, and named with its field. At the end streams and fills may go on until a deadline.
+
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::Server;
+use tracing::{info, warn};
+
+use crate::budget::Budget;
+use crate::clock::Clock;
+use crate::collapse::InFlight;
+use crate::config::{Config, Listen, StoreConfig};
+use crate::extproc::{self, Routes, Shared};
+use crate::fill::Fills;
+use crate::store::{
+    self, BreakerState, LocalConfig, LocalStore, MemoryStore, Metered, Observe, OpResult,
+    Operation, S3Store, Store,
+};
+use crate::telemetry::Metrics;
+use crate::telemetry::admin::{self, Readiness};
+
+/// Streams that one connection of Envoy may have at a time; Envoy opens a connection for each of
+/// its workers, and another when this is reached.
+const STREAMS_PER_CONNECTION: u32 = 4096;
+
+/// What Envoy may send on one stream, and on one connection, before it waits for us. Bodies pass in
+/// pieces of up to 1 MiB, and all streams of a worker share a connection.
+const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+
+/// Request heads of Envoy have up to 60 KiB; metadata of the stream comes on top.
+const HEADER_LIST_BYTES: u32 = 64 * 1024;
+
+/// Why the process cannot start, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An address cannot be listened on.
+    #[error("{field}: cannot listen on {address}: {hint}")]
+    Listen {
+        /// The configuration's field.
+        field: &'static str,
+        /// Its value.
+        address: String,
+        /// What is wrong, and the way out.
+        hint: String,
+    },
+    /// The store cannot be used.
+    #[error("{field}: {error}")]
+    Store {
+        /// The configuration's field.
+        field: &'static str,
+        /// What is wrong, with its causes.
+        error: String,
+    },
+    /// The system refused something that cannot be mended by the configuration.
+    #[error("{what}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What keeps the process from starting.
+pub async fn run(config: Config) -> Result<(), Error> {
+    let stop = stop_signal()?;
+    let metrics = Metrics::new();
+    let clock = Clock::system();
+    let limits = config.limits;
+    let store: Arc<dyn Store> = Arc::new(Metered::new(
+        open_store(&config.store, &clock).await?,
+        store::Limits {
+            lookup: limits.lookup_timeout,
+            write: limits.write_timeout,
+            failures: limits.breaker_failures,
+            open: limits.breaker_wait,
+        },
+        Arc::new(StoreMetrics(metrics.clone())),
+    ));
+    let budget = Budget::new(limits.budget);
+    let tasks = TaskTracker::new();
+    let shared = Arc::new(Shared {
+        routes: Routes::new(config.policies, config.routes, config.default_policy),
+        store: Arc::clone(&store),
+        budget: budget.clone(),
+        fills: Fills {
+            store: Arc::clone(&store),
+            budget: budget.clone(),
+            in_flight: InFlight::default(),
+            metrics: metrics.clone(),
+            held_bytes: limits.held_bytes,
+            deadline: limits.fill_deadline,
+            tasks: tasks.clone(),
+        },
+        metrics: metrics.clone(),
+        clock,
+        lookup_deadline: limits.lookup_timeout,
+        immediate_bytes: limits.immediate_bytes,
+        largest_bytes: limits.stream_cap,
+    });
+
+    let admin = TcpListener::bind(config.admin).await.map_err(|error| Error::Listen {
+        field: "admin.listen",
+        address: config.admin.to_string(),
+        hint: listen_hint(&error),
+    })?;
+    let incoming = Incoming::bind(&config.listen).await?;
+
+    let readiness = Readiness::default();
+    let pages = admin::router(metrics, budget, readiness.clone());
+    let admin = tokio::spawn(async move { axum::serve(admin, pages).await });
+    if let Err(error) = store.check().await {
+        // It may come later; until then everything is forwarded.
+        warn!(error = %store::Causes(&error), "store does not answer yet, requests are forwarded");
+    }
+    readiness.set(true);
+    info!(listen = %incoming.address(), admin = %config.admin, "ready");
+
+    let draining = CancellationToken::new();
+    let serving = tokio::spawn(serve(shared, incoming, draining.clone()));
+    stop.await;
+    readiness.set(false);
+    info!(deadline = ?config.drain, "stopping: no new streams, waiting for those that are open");
+    draining.cancel();
+    tasks.close();
+    let ended = async {
+        let served = serving.await;
+        tasks.wait().await;
+        served
+    };
+    match tokio::time::timeout(config.drain, ended).await {
+        Ok(Ok(Ok(()))) => info!("stopped"),
+        Ok(Ok(Err(error))) => warn!(%error, "stopped"),
+        Ok(Err(error)) => warn!(%error, "stopped"),
+        Err(_) => warn!("stopped with streams or fills still open, their copies are dropped"),
+    }
+    admin.abort();
+    Ok(())
+}
+
+/// Where Envoy comes in.
+enum Incoming {
+    Unix(UnixListener, SocketFile),
+    Tcp(TcpListener, String),
+}
+
+/// The file of a socket, which goes when the process does.
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+impl Incoming {
+    async fn bind(listen: &Listen) -> Result<Self, Error> {
+        let failed = |address: String, hint: String| Error::Listen {
+            field: "listen",
+            address,
+            hint,
+        };
+        match listen {
+            Listen::Tcp(address) => TcpListener::bind(address)
+                .await
+                .map(|listener| Self::Tcp(listener, address.to_string()))
+                .map_err(|error| failed(address.to_string(), listen_hint(&error))),
+            Listen::Unix(path) => bind_unix(path)
+                .await
+                .map(|listener| Self::Unix(listener, SocketFile(path.clone())))
+                .map_err(|hint| failed(format!("unix:{}", path.display()), hint)),
+        }
+    }
+
+    fn address(&self) -> String {
+        match self {
+            Self::Unix(_, file) => format!("unix:{}", file.0.display()),
+            Self::Tcp(_, address) => address.clone(),
+        }
+    }
+}
+
+/// Takes the place of a socket that nobody listens on any more, and of nothing else.
+async fn bind_unix(path: &Path) -> Result<UnixListener, String> {
+    if let Some(directory) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        std::fs::create_dir_all(directory)
+            .map_err(|error| format!("cannot make {}: {error}", directory.display()))?;
+    }
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err("something that is no socket is in its place; remove it or choose another path".to_owned());
+        }
+        Ok(_) if UnixStream::connect(path).await.is_ok() => {
+            return Err("another process listens there; stop it or choose another path".to_owned());
+        }
+        Ok(_) => std::fs::remove_file(path)
+            .map_err(|error| format!("cannot remove the socket of an earlier process: {error}"))?,
+        Err(_) => {}
+    }
+    UnixListener::bind(path).map_err(|error| error.to_string())
+}
+
+fn listen_hint(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "another process listens there; stop it or choose another address".to_owned()
+        }
+        _ => error.to_string(),
+    }
+}
+
+async fn serve(
+    shared: Arc<Shared>,
+    incoming: Incoming,
+    draining: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    let router = Server::builder()
+        .max_concurrent_streams(STREAMS_PER_CONNECTION)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .http2_max_header_list_size(HEADER_LIST_BYTES)
+        .tcp_nodelay(true)
+        .add_service(extproc::service(shared));
+    let draining = draining.cancelled_owned();
+    match incoming {
+        Incoming::Tcp(listener, _) => {
+            let streams = TcpListenerStream::new(listener);
+            router.serve_with_incoming_shutdown(streams, draining).await
+        }
+        Incoming::Unix(listener, _file) => {
+            let streams = UnixListenerStream::new(listener);
+            router.serve_with_incoming_shutdown(streams, draining).await
+        }
+    }
+}
+
+async fn open_store(config: &StoreConfig, clock: &Clock) -> Result<Arc<dyn Store>, Error> {
+    let unusable = |field: &'static str, error: &dyn std::error::Error| {
+        let mut text = error.to_string();
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        Error::Store { field, error: text }
+    };
+    Ok(match config {
+        StoreConfig::Memory { max_bytes } => Arc::new(MemoryStore::new(*max_bytes)),
+        StoreConfig::Local { path, max_bytes } => {
+            let config = LocalConfig {
+                path: path.clone(),
+                max_bytes: *max_bytes,
+            };
+            let store = LocalStore::open(config, clock.clone()).await;
+            Arc::new(store.map_err(|error| unusable("store.local.path", &error))?)
+        }
+        StoreConfig::S3(config) => {
+            let store = S3Store::new(config.clone());
+            Arc::new(store.map_err(|error| unusable("store.s3", &error))?)
+        }
+    })
+}
+
+/// Completes with the first SIGTERM or SIGINT.
+fn stop_signal() -> Result<impl Future<Output = ()>, Error> {
+    let failed = |source| Error::System {
+        what: "cannot wait for signals",
+        source,
+    };
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// Operations of the store as metrics, and changes of its breaker as log lines.
+#[derive(Debug)]
+struct StoreMetrics(Metrics);
+
+impl Observe for StoreMetrics {
+    fn operation(&self, operation: Operation, result: OpResult, took: std::time::Duration) {
+        self.0
+            .store_operation(operation.as_str(), result.as_str(), took);
+    }
+
+    fn breaker(&self, state: BreakerState) {
+        let (value, is_good) = match state {
+            BreakerState::Closed => (0, true),
+            BreakerState::HalfOpen => (1, true),
+            BreakerState::Open => (2, false),
+        };
+        self.0.set_store_breaker(value);
+        if is_good {
+            info!(state = state.as_str(), "circuit breaker of the store");
+        } else {
+            warn!(state = state.as_str(), "circuit breaker of the store: requests are forwarded");
+        }
+    }
+}

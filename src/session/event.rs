@@ -1,0 +1,95 @@
+//! What can happen to a request.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::effect::StoredBody;
+use crate::entry::Record;
+use crate::policy::{MissReason, RequestHead, ResponseHead};
+
+/// Something that happened. All of it is HTTP's or the store's.
+#[derive(Debug)]
+pub enum Event {
+    /// A request's head arrived.
+    Request(RequestHead),
+    /// The store answered the lookup.
+    Answer(Answer),
+    /// The response's head arrived.
+    Response(ResponseHead),
+    /// The next bytes of the response's body arrived.
+    Body {
+        /// May be empty.
+        bytes: Bytes,
+        /// Whether the response ends with them.
+        is_end: bool,
+    },
+    /// The copy of the response was begun.
+    CopyBegun,
+    /// The copy could not be begun, or can no longer be kept.
+    CopyLost(AbortReason),
+}
+
+impl Event {
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Request(_) => "request head",
+            Self::Answer(_) => "store's answer",
+            Self::Response(_) => "response head",
+            Self::Body { .. } => "response body",
+            Self::CopyBegun => "begin of the copy",
+            Self::CopyLost(_) => "loss of the copy",
+        }
+    }
+}
+
+/// What a lookup gave.
+#[derive(Debug)]
+pub enum Answer {
+    /// An entry; whether it can be used is for the session to say.
+    Found {
+        /// Its record.
+        record: Arc<Record>,
+        /// Its body, as far as the method needs one.
+        body: StoredBody,
+    },
+    /// Nothing that can be served, and why.
+    Nothing(MissReason),
+}
+
+/// Why a fill leaves nothing behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum AbortReason {
+    /// The response was cut before its end, by the upstream or because the client left.
+    Cut,
+    /// The body was not as long as declared.
+    Length,
+    /// The body does not begin like the image that it is declared to be.
+    NotDeclaredImage,
+    /// The body grew beyond what can be served again.
+    TooLarge,
+    /// No room in the memory budget.
+    Budget,
+    /// The fill's deadline passed.
+    Deadline,
+    /// The store could not take it, or not as fast as it came.
+    Store,
+    /// The record was too large to be kept.
+    RecordTooLarge,
+}
+
+impl AbortReason {
+    /// The word for labels and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cut => "cut",
+            Self::Length => "length",
+            Self::NotDeclaredImage => "not_declared_image",
+            Self::TooLarge => "too_large",
+            Self::Budget => "budget",
+            Self::Deadline => "deadline",
+            Self::Store => "store",
+            Self::RecordTooLarge => "record_too_large",
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Entries in memory, for tests and for reading first.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream;
+
+use super::{Error, Found, Store, Writer, expect_length, length_of};
+use crate::entry::Record;
+use crate::policy::Key;
+
+/// Keeps at most `max_bytes` of bodies; the entry that was written longest ago goes first.
+#[derive(Debug, Clone)]
+pub struct MemoryStore {
+    max_bytes: u64,
+    entries: Arc<Mutex<Entries>>,
+}
+
+#[derive(Debug, Default)]
+struct Entries {
+    by_key: HashMap<Key, Entry>,
+    /// Keys by the number of the write that made them, oldest first.
+    by_age: BTreeMap<u64, Key>,
+    used_bytes: u64,
+    writes: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    record: Record,
+    body: Vec<Bytes>,
+    written: u64,
+}
+
+#[derive(Debug)]
+struct MemoryWriter {
+    store: MemoryStore,
+    key: Key,
+    body: Vec<Bytes>,
+    length: u64,
+}
+
+impl MemoryStore {
+    /// An empty store for at most `max_bytes` of bodies.
+    pub fn new(max_bytes: u64) -> Self {
+        Self {
+            max_bytes,
+            entries: Arc::default(),
+        }
+    }
+
+    fn with<T>(&self, change: impl FnOnce(&mut Entries) -> T) -> T {
+        // No change can panic halfway, so a poisoned lock still guards whole entries.
+        change(&mut self.entries.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn insert(&self, key: &Key, record: &Record, body: Vec<Bytes>) -> Result<(), Error> {
+        let length = length_of(&body);
+        expect_length(record, length)?;
+        record.encode()?;
+        self.fits(length)?;
+        self.with(|entries| {
+            entries.remove(key);
+            while entries.used_bytes + length > self.max_bytes {
+                let Some((_, oldest)) = entries.by_age.pop_first() else {
+                    break;
+                };
+                entries.remove(&oldest);
+            }
+            entries.writes += 1;
+            let written = entries.writes;
+            entries.used_bytes += length;
+            entries.by_age.insert(written, key.clone());
+            entries.by_key.insert(
+                key.clone(),
+                Entry {
+                    record: record.clone(),
+                    body,
+                    written,
+                },
+            );
+        });
+        Ok(())
+    }
+
+    fn fits(&self, length: u64) -> Result<(), Error> {
+        if length <= self.max_bytes {
+            return Ok(());
+        }
+        Err(Error::TooLarge(format!(
+            "body of {length} bytes, the memory store keeps {}",
+            self.max_bytes
+        )))
+    }
+}
+
+impl Entries {
+    fn remove(&mut self, key: &Key) {
+        if let Some(entry) = self.by_key.remove(key) {
+            self.by_age.remove(&entry.written);
+            self.used_bytes -= length_of(&entry.body);
+        }
+    }
+}
+
+#[async_trait]
+impl Store for MemoryStore {
+    async fn head(&self, key: &Key) -> Result<Option<Record>, Error> {
+        Ok(self.with(|entries| entries.by_key.get(key).map(|entry| entry.record.clone())))
+    }
+
+    async fn get(&self, key: &Key) -> Result<Option<Found>, Error> {
+        let found = self.with(|entries| {
+            let entry = entries.by_key.get(key)?;
+            Some((entry.record.clone(), entry.body.clone()))
+        });
+        Ok(found.map(|(record, body)| Found {
+            record,
+            body: stream::iter(body.into_iter().map(Ok)).boxed(),
+        }))
+    }
+
+    async fn put(&self, key: &Key, record: &Record, body: &[Bytes]) -> Result<(), Error> {
+        self.insert(key, record, body.to_vec())
+    }
+
+    async fn begin(&self, key: &Key, _draft: &Record) -> Result<Box<dyn Writer>, Error> {
+        Ok(Box::new(MemoryWriter {
+            store: self.clone(),
+            key: key.clone(),
+            body: Vec::new(),
+            length: 0,
+        }))
+    }
+
+    async fn replace_record(&self, key: &Key, record: &Record) -> Result<bool, Error> {
+        record.encode()?;
+        Ok(self.with(|entries| match entries.by_key.get_mut(key) {
+            Some(entry) if entry.record.body == record.body => {
+                entry.record = record.clone();
+                true
+            }
+            Some(_) | None => false,
+        }))
+    }
+
+    async fn delete(&self, key: &Key) -> Result<(), Error> {
+        self.with(|entries| entries.remove(key));
+        Ok(())
+    }
+
+    async fn check(&self) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Writer for MemoryWriter {
+    async fn append(&mut self, chunk: Bytes) -> Result<(), Error> {
+        self.length += chunk.len() as u64;
+        self.store.fits(self.length)?;
+        self.body.push(chunk);
+        Ok(())
+    }
+
+    async fn commit(self: Box<Self>, record: &Record) -> Result<(), Error> {
+        self.store.insert(&self.key, record, self.body)
+    }
+}

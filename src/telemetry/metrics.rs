@@ -1,0 +1,318 @@
+//! Every metric, with its help text.
+//!
+//! Label values are enums, or the names of policies, which the configuration bounds.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
+use std::time::Duration;
+
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::session::{AbortReason, Report};
+
+/// Handles to all metrics; clones share them.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    registry: Arc<Registry>,
+    requests: Family<RequestLabels, Counter>,
+    request_seconds: Family<OutcomeLabel, Histogram>,
+    lookup_seconds: Histogram,
+    fills: Family<FillLabels, Counter>,
+    not_stored: Family<ReasonLabel, Counter>,
+    served_bytes: Counter,
+    stored_bytes: Counter,
+    broken_hits: Counter,
+    unexpected_messages: Counter,
+    streams: Gauge,
+    reserved_bytes: Gauge<i64, AtomicI64>,
+    store_operations: Family<StoreLabels, Histogram>,
+    store_breaker: Gauge<i64, AtomicI64>,
+    config_problems: Family<ReasonLabel, Counter>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    policy: Arc<str>,
+    outcome: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FillLabels {
+    result: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StoreLabels {
+    operation: &'static str,
+    result: &'static str,
+}
+
+/// 0.1 ms to 10 s.
+const BUCKETS: [f64; 16] = [
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    5.0, 10.0,
+];
+
+impl Metrics {
+    /// All metrics at zero.
+    #[expect(
+        clippy::new_without_default,
+        reason = "metrics are made once, on purpose"
+    )]
+    pub fn new() -> Self {
+        let histogram = || Histogram::new(BUCKETS);
+        let mut registry = Registry::with_prefix("afterimage");
+        let metrics = Self {
+            requests: Family::default(),
+            request_seconds: Family::new_with_constructor(histogram),
+            lookup_seconds: histogram(),
+            fills: Family::default(),
+            not_stored: Family::default(),
+            served_bytes: Counter::default(),
+            stored_bytes: Counter::default(),
+            broken_hits: Counter::default(),
+            unexpected_messages: Counter::default(),
+            streams: Gauge::default(),
+            reserved_bytes: Gauge::default(),
+            store_operations: Family::new_with_constructor(histogram),
+            store_breaker: Gauge::default(),
+            config_problems: Family::default(),
+            registry: Arc::new(Registry::default()),
+        };
+        registry.register(
+            "requests",
+            "Requests by policy, outcome word and the reason for it",
+            metrics.requests.clone(),
+        );
+        registry.register_with_unit(
+            "request_duration",
+            "From the request's head to the last answer that this process gave",
+            Unit::Seconds,
+            metrics.request_seconds.clone(),
+        );
+        registry.register_with_unit(
+            "lookup_duration",
+            "From asking for an entry to having it whole, or knowing that there is none",
+            Unit::Seconds,
+            metrics.lookup_seconds.clone(),
+        );
+        registry.register(
+            "fills",
+            "Fills by what became of them: committed, aborted with the reason, or failed in the store",
+            metrics.fills.clone(),
+        );
+        registry.register(
+            "not_storable",
+            "Answers to requests that could have filled, by why they may not be stored",
+            metrics.not_stored.clone(),
+        );
+        registry.register_with_unit(
+            "served",
+            "Body bytes of hits",
+            Unit::Bytes,
+            metrics.served_bytes.clone(),
+        );
+        registry.register_with_unit(
+            "stored",
+            "Body bytes of committed fills",
+            Unit::Bytes,
+            metrics.stored_bytes.clone(),
+        );
+        registry.register(
+            "broken_hits",
+            "Streamed hits that had to be broken off, because the store failed or the body was not the stored one",
+            metrics.broken_hits.clone(),
+        );
+        registry.register(
+            "unexpected_messages",
+            "Messages of Envoy that do not fit the conversation; compare the filter with envoy/envoy.yaml",
+            metrics.unexpected_messages.clone(),
+        );
+        registry.register(
+            "streams",
+            "Requests that are with this process now",
+            metrics.streams.clone(),
+        );
+        registry.register_with_unit(
+            "budget_reserved",
+            "What fills and hits hold of the memory budget now",
+            Unit::Bytes,
+            metrics.reserved_bytes.clone(),
+        );
+        registry.register_with_unit(
+            "store_operation_duration",
+            "Operations on the store by result",
+            Unit::Seconds,
+            metrics.store_operations.clone(),
+        );
+        registry.register(
+            "store_breaker_state",
+            "Circuit breaker of the store: 0 closed, 1 half-open, 2 open",
+            metrics.store_breaker.clone(),
+        );
+        registry.register(
+            "route_problems",
+            "Requests of routes whose policy could not be found: no_policy, unknown_policy, bad_metadata",
+            metrics.config_problems.clone(),
+        );
+        Self {
+            registry: Arc::new(registry),
+            ..metrics
+        }
+    }
+
+    /// A request is over.
+    pub fn request(&self, policy: &Arc<str>, report: Report, took: Duration) {
+        let outcome = report.outcome().as_str();
+        self.requests
+            .get_or_create(&RequestLabels {
+                policy: Arc::clone(policy),
+                outcome,
+                reason: report.reason(),
+            })
+            .inc();
+        self.request_seconds
+            .get_or_create(&OutcomeLabel { outcome })
+            .observe(took.as_secs_f64());
+    }
+
+    /// A lookup is over.
+    pub fn lookup(&self, took: Duration) {
+        self.lookup_seconds.observe(took.as_secs_f64());
+    }
+
+    /// An answer was refused by the policy.
+    pub fn not_storable(&self, reason: &'static str) {
+        self.not_stored.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    /// A fill was committed.
+    pub fn committed(&self, bytes: u64) {
+        self.fill("committed", "");
+        self.stored_bytes.inc_by(bytes);
+    }
+
+    /// A fill was given up.
+    pub fn aborted(&self, reason: AbortReason) {
+        self.fill("aborted", reason.as_str());
+    }
+
+    fn fill(&self, result: &'static str, reason: &'static str) {
+        self.fills
+            .get_or_create(&FillLabels { result, reason })
+            .inc();
+    }
+
+    /// A hit's body went out.
+    pub fn served(&self, bytes: u64) {
+        self.served_bytes.inc_by(bytes);
+    }
+
+    /// A streamed hit was broken off.
+    pub fn broken_hit(&self) {
+        self.broken_hits.inc();
+    }
+
+    /// A message did not fit.
+    pub fn unexpected_message(&self) {
+        self.unexpected_messages.inc();
+    }
+
+    /// A route's policy was not found.
+    pub fn route_problem(&self, reason: &'static str) {
+        self.config_problems
+            .get_or_create(&ReasonLabel { reason })
+            .inc();
+    }
+
+    /// Counts a request as present until the guard is dropped.
+    pub fn stream(&self) -> StreamGuard {
+        self.streams.inc();
+        StreamGuard(self.streams.clone())
+    }
+
+    /// What the budget holds now; called before each scrape.
+    pub fn set_reserved_bytes(&self, bytes: u64) {
+        self.reserved_bytes
+            .set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    /// An operation of the store is over.
+    pub fn store_operation(&self, operation: &'static str, result: &'static str, took: Duration) {
+        self.store_operations
+            .get_or_create(&StoreLabels { operation, result })
+            .observe(took.as_secs_f64());
+    }
+
+    /// The store's circuit breaker changed: 0 closed, 1 half-open, 2 open.
+    pub fn set_store_breaker(&self, state: i64) {
+        self.store_breaker.set(state);
+    }
+
+    /// Everything in the OpenMetrics text format.
+    pub fn encode(&self) -> String {
+        let mut page = String::new();
+        text::encode(&mut page, &self.registry).expect("writing to a string does not fail");
+        page
+    }
+}
+
+/// One request that is present.
+#[derive(Debug)]
+pub struct StreamGuard(Gauge<i64, AtomicI64>);
+
+impl Drop for StreamGuard {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::MissReason;
+    use crate::session::Copied;
+
+    #[test]
+    fn a_request_shows_under_its_policy_outcome_and_reason() {
+        let metrics = Metrics::new();
+        let report = Report::Miss {
+            reason: MissReason::Absent,
+            copy: Copied::Whole,
+        };
+        metrics.request(&"images".into(), report, Duration::from_millis(3));
+        let page = metrics.encode();
+        assert!(
+            page.contains(
+                "afterimage_requests_total{policy=\"images\",outcome=\"miss\",reason=\"absent\"} 1"
+            ),
+            "{page}"
+        );
+    }
+
+    #[test]
+    fn the_guard_of_a_stream_counts_it_out_again() {
+        let metrics = Metrics::new();
+        let guard = metrics.stream();
+        assert!(metrics.encode().contains("afterimage_streams 1"));
+        drop(guard);
+        assert!(metrics.encode().contains("afterimage_streams 0"));
+    }
+}

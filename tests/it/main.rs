@@ -1,0 +1,8 @@
+//! Everything that is tested from outside, as one binary.
+
+// One Garage on free ports.
+mod garage;
+// What a broken or hostile S3 service does to the store.
+mod s3_faults;
+// The contract of `Store`, on memory, on disk and on Garage.
+mod store_suite;
