@@ -41,7 +41,10 @@ pub(crate) async fn show(base: &str) -> Result<()> {
     .await;
     print(&again);
     waited.context("the stack runs, but the second answer is no hit; see run/afterimage.log")?;
-    ensure!(again.body == first.body, "the hit is another image than the miss");
+    ensure!(
+        again.body == first.body,
+        "the hit is another image than the miss"
+    );
     println!("\nTry it:       curl -i {base}{path}");
     println!("Not cached:   curl -i {base}/uncached{path}");
     Ok(())
