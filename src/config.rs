@@ -17,9 +17,9 @@ use serde::Deserialize;
 
 pub use self::load::Problems;
 use self::policy::RawPolicy;
-pub use self::value::Secret;
 use self::value::{Bytes, Problem, Seconds, SecretSource};
 use crate::policy::Policy;
+use crate::store::{S3Config, S3Timeouts};
 use crate::telemetry::LogFormat;
 
 /// A configuration that can be run.
@@ -78,33 +78,12 @@ pub enum StoreConfig {
         max_bytes: u64,
     },
     /// In S3.
-    S3(S3),
+    S3(Box<S3Config>),
     /// In memory, for trying out.
     Memory {
         /// What it may hold.
         max_bytes: u64,
     },
-}
-
-/// An S3 store.
-#[derive(Debug)]
-pub struct S3 {
-    /// `http://`, `https://` or `unix:/path`.
-    pub endpoint: String,
-    /// Region of the signature.
-    pub region: String,
-    /// The source of an image picks one.
-    pub buckets: Vec<String>,
-    /// Before every object name.
-    pub prefix: String,
-    /// Access key id.
-    pub access_key_id: String,
-    /// Secret access key.
-    pub secret_access_key: Secret,
-    /// To open a connection.
-    pub connect_timeout: Duration,
-    /// Between two pieces of a body.
-    pub read_timeout: Duration,
 }
 
 /// How long and how much.
@@ -219,7 +198,7 @@ struct RawS3 {
     access_key_id: Option<SecretSource>,
     /// Literal, `{env: NAME}` or `{file: PATH}`. No default.
     secret_access_key: Option<SecretSource>,
-    /// To open a connection. Default `200ms`.
+    /// To open a connection. Default `500ms`.
     connect_timeout: Option<Seconds>,
     /// Between two pieces of a body. Default `2s`.
     read_timeout: Option<Seconds>,
@@ -382,23 +361,29 @@ impl RawStore {
             StoreKind::Memory => Some(StoreConfig::Memory {
                 max_bytes: Bytes::or(self.memory.max_bytes, 256 * MIB),
             }),
-            StoreKind::S3 => self.s3.validate(problems).map(StoreConfig::S3),
+            StoreKind::S3 => self
+                .s3
+                .validate(problems)
+                .map(|s3| StoreConfig::S3(Box::new(s3))),
         }
     }
 }
 
 impl RawS3 {
-    fn validate(self, problems: &mut Vec<Problem>) -> Option<S3> {
+    fn validate(self, problems: &mut Vec<Problem>) -> Option<S3Config> {
         let mut problem = |field: &str, what: &str| {
             problems.push(Problem::new(format!("store.s3.{field}"), what));
         };
-        let endpoint = self.endpoint.unwrap_or_default();
-        let known = ["http://", "https://", "unix:/"];
-        if !known.iter().any(|scheme| endpoint.starts_with(scheme)) {
+        let endpoint = self.endpoint.as_deref().unwrap_or_default().parse();
+        if endpoint.is_err() {
             problem(
                 "endpoint",
                 "give `http://host:port`, `https://host` or `unix:/path`",
             );
+        }
+        let prefix = self.prefix.unwrap_or_default();
+        if prefix.starts_with('/') || prefix.ends_with('/') || prefix.len() > 256 {
+            problem("prefix", "has no slash at either end and at most 256 bytes");
         }
         let buckets = self
             .buckets
@@ -418,15 +403,19 @@ impl RawS3 {
         };
         let access_key_id = secret("access_key_id", self.access_key_id);
         let secret_access_key = secret("secret_access_key", self.secret_access_key);
-        Some(S3 {
-            endpoint,
+        let defaults = S3Timeouts::default();
+        Some(S3Config {
+            endpoint: endpoint.ok()?,
             region: self.region.unwrap_or_else(|| "garage".to_owned()),
             buckets,
-            prefix: self.prefix.unwrap_or_default(),
+            prefix,
             access_key_id: access_key_id?.expose().to_owned(),
             secret_access_key: secret_access_key?,
-            connect_timeout: Seconds::or(self.connect_timeout, Duration::from_millis(200)),
-            read_timeout: Seconds::or(self.read_timeout, Duration::from_secs(2)),
+            timeouts: S3Timeouts {
+                connect: Seconds::or(self.connect_timeout, defaults.connect),
+                read: Seconds::or(self.read_timeout, defaults.read),
+                ..defaults
+            },
         })
     }
 }

@@ -10,6 +10,8 @@ pub mod extproc;
 pub mod fill;
 pub mod policy;
 
+pub mod secret;
+pub mod server;
 pub mod session;
 pub mod store;
 pub mod telemetry;

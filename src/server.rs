@@ -24,7 +24,7 @@ use crate::extproc::{self, Routes, Shared};
 use crate::fill::Fills;
 use crate::store::{
     self, BreakerState, LocalConfig, LocalStore, MemoryStore, Metered, Observe, OpResult,
-    Operation, S3Store, Store,
+    Operation, S3Config, S3Store, Store,
 };
 use crate::telemetry::Metrics;
 use crate::telemetry::admin::{self, Readiness};
@@ -113,11 +113,13 @@ pub async fn run(config: Config) -> Result<(), Error> {
         largest_bytes: limits.stream_cap,
     });
 
-    let admin = TcpListener::bind(config.admin).await.map_err(|error| Error::Listen {
-        field: "admin.listen",
-        address: config.admin.to_string(),
-        hint: listen_hint(&error),
-    })?;
+    let admin = TcpListener::bind(config.admin)
+        .await
+        .map_err(|error| Error::Listen {
+            field: "admin.listen",
+            address: config.admin.to_string(),
+            hint: listen_hint(&error),
+        })?;
     let incoming = Incoming::bind(&config.listen).await?;
 
     let readiness = Readiness::default();
@@ -196,13 +198,19 @@ impl Incoming {
 
 /// Takes the place of a socket that nobody listens on any more, and of nothing else.
 async fn bind_unix(path: &Path) -> Result<UnixListener, String> {
-    if let Some(directory) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+    if let Some(directory) = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+    {
         std::fs::create_dir_all(directory)
             .map_err(|error| format!("cannot make {}: {error}", directory.display()))?;
     }
     match std::fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {
-            return Err("something that is no socket is in its place; remove it or choose another path".to_owned());
+            return Err(
+                "something that is no socket is in its place; remove it or choose another path"
+                    .to_owned(),
+            );
         }
         Ok(_) if UnixStream::connect(path).await.is_ok() => {
             return Err("another process listens there; stop it or choose another path".to_owned());
@@ -269,7 +277,7 @@ async fn open_store(config: &StoreConfig, clock: &Clock) -> Result<Arc<dyn Store
             Arc::new(store.map_err(|error| unusable("store.local.path", &error))?)
         }
         StoreConfig::S3(config) => {
-            let store = S3Store::new(config.clone());
+            let store = S3Store::new(S3Config::clone(config));
             Arc::new(store.map_err(|error| unusable("store.s3", &error))?)
         }
     })
@@ -311,7 +319,10 @@ impl Observe for StoreMetrics {
         if is_good {
             info!(state = state.as_str(), "circuit breaker of the store");
         } else {
-            warn!(state = state.as_str(), "circuit breaker of the store: requests are forwarded");
+            warn!(
+                state = state.as_str(),
+                "circuit breaker of the store: requests are forwarded"
+            );
         }
     }
 }

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
+
+use crate::secret::Secret;
 use serde::de::{Deserializer, Error, Unexpected, Visitor};
 
 /// Something wrong, and where.
@@ -99,29 +101,6 @@ impl Visitor<'_> for Text {
     }
 }
 
-/// A value that is never shown.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// The value itself.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
-
-impl From<String> for Secret {
-    fn from(value: String) -> Self {
-        Self(value)
-    }
-}
-
 /// Where a secret is.
 #[derive(Clone)]
 pub(super) enum SecretSource {
@@ -144,7 +123,7 @@ impl SecretSource {
         if text.is_empty() {
             return Err("is empty".to_owned());
         }
-        Ok(Secret(text.to_owned()))
+        Ok(Secret::from(text.to_owned()))
     }
 }
 
@@ -174,7 +153,7 @@ impl<'de> Deserialize<'de> for SecretSource {
         }
         // The error of an untagged enum would show the value.
         match Form::deserialize(deserializer) {
-            Ok(Form::Literal(text)) => Ok(Self::Literal(Secret(text))),
+            Ok(Form::Literal(text)) => Ok(Self::Literal(text.into())),
             Ok(Form::Named(Named::Env(name))) => Ok(Self::Env(name)),
             Ok(Form::Named(Named::File(path))) => Ok(Self::File(path)),
             Err(_) => Err(D::Error::custom(

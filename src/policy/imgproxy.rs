@@ -34,10 +34,11 @@ static BASE64: LazyLock<Encoding> = LazyLock::new(|| {
         .expect("differs from a valid one only in being lenient")
 });
 
-/// Fields that name a trace, or a request within it. They reach imgproxy's logs and spans and no
-/// image.
-const TRACE_FIELDS: [&str; 14] = [
+/// Fields that name a trace, or a request within it: those of Envoy's tracers and of imgproxy's. They
+/// reach imgproxy's logs and spans, and no image.
+const TRACE_FIELDS: [&str; 18] = [
     "b3",
+    "newrelic",
     "sentry-trace",
     "traceparent",
     "tracestate",
@@ -50,6 +51,9 @@ const TRACE_FIELDS: [&str; 14] = [
     "x-b3-traceid",
     "x-client-trace-id",
     "x-cloud-trace-context",
+    "x-datadog-parent-id",
+    "x-datadog-sampling-priority",
+    "x-datadog-trace-id",
     "x-request-id",
 ];
 
@@ -60,7 +64,7 @@ pub struct Imgproxy {
     pub path_prefix: String,
     /// Signatures.
     pub signing: Signing,
-    /// `IMGPROXY_ARGUMENTS_SEPARATOR`.
+    /// `IMGPROXY_ARGUMENTS_SEPARATOR`, not empty.
     pub arguments_separator: String,
     /// `IMGPROXY_ONLY_PRESETS`.
     pub only_presets: bool,
@@ -75,7 +79,8 @@ pub struct Imgproxy {
     /// Pixels that a `Width` hint is rounded up to, rising; empty: the hint is removed on the way.
     pub width_steps: Vec<u32>,
     /// Request headers that are sent on although they are not in the key: the operator's promise
-    /// that they do not change the image.
+    /// that they do not change the image. `Accept`, the hints, preconditions and ranges are not sent on
+    /// even when they are named.
     pub forward_headers: Vec<HeaderName>,
 }
 
@@ -229,7 +234,7 @@ pub enum Signing {
     },
     /// Declared to mean nothing: left out of the key.
     Unsigned,
-    /// Unknown: it stays in the key.
+    /// Unknown: it stays in the key, and with it the whole path that it may sign, `expires` included.
     Unknown,
 }
 

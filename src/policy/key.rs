@@ -58,48 +58,6 @@ impl Policy {
     }
 }
 
-/// What a kind of policy makes of a request.
-pub(super) struct Keyed {
-    pub(super) source: [u8; 32],
-    pub(super) digest: [u8; 32],
-    pub(super) expires: Option<Timestamp>,
-    pub(super) forward: Forward,
-}
-
-/// SHA-256 over a sequence of fields that can be read back in one way only: no two sequences have
-/// the same encoding, whatever bytes the fields hold.
-///
-/// A field is its length as 64 bits, most significant byte first, and its bytes. A list is a byte 1
-/// and a field for each item, then a byte 0.
-pub(super) struct KeyHasher(Sha256);
-
-impl KeyHasher {
-    /// Begins with `label` as the first field: what is hashed, and the version of its layout.
-    pub(super) fn new(label: &str) -> Self {
-        let mut hasher = Self(Sha256::new());
-        hasher.field(label.as_bytes());
-        hasher
-    }
-
-    pub(super) fn field(&mut self, bytes: &[u8]) {
-        self.0.update((bytes.len() as u64).to_be_bytes());
-        self.0.update(bytes);
-    }
-
-    /// An `Option` is a list of at most one item.
-    pub(super) fn list<'a>(&mut self, items: impl IntoIterator<Item = &'a [u8]>) {
-        for item in items {
-            self.0.update([1]);
-            self.field(item);
-        }
-        self.0.update([0]);
-    }
-
-    pub(super) fn finish(self) -> [u8; 32] {
-        self.0.finalize().into()
-    }
-}
-
 /// Names one entry: where it is kept, and the proof of what it is for.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Key {
@@ -239,6 +197,48 @@ impl BypassReason {
             Self::Signature => "signature",
             Self::Expired => "expired",
         }
+    }
+}
+
+/// What a kind of policy makes of a request.
+pub(super) struct Keyed {
+    pub(super) source: [u8; 32],
+    pub(super) digest: [u8; 32],
+    pub(super) expires: Option<Timestamp>,
+    pub(super) forward: Forward,
+}
+
+/// SHA-256 over fields and lists that can be read back in one way only, whatever bytes they hold,
+/// because the label and what stands in front say which of the two comes next.
+///
+/// A field is its length as 64 bits, most significant byte first, and its bytes. A list is a byte 1
+/// and a field for each item, then a byte 0.
+pub(super) struct KeyHasher(Sha256);
+
+impl KeyHasher {
+    /// Begins with `label` as the first field: what is hashed, and the version of its layout.
+    pub(super) fn new(label: &str) -> Self {
+        let mut hasher = Self(Sha256::new());
+        hasher.field(label.as_bytes());
+        hasher
+    }
+
+    pub(super) fn field(&mut self, bytes: &[u8]) {
+        self.0.update((bytes.len() as u64).to_be_bytes());
+        self.0.update(bytes);
+    }
+
+    /// An `Option` is a list of at most one item.
+    pub(super) fn list<'a>(&mut self, items: impl IntoIterator<Item = &'a [u8]>) {
+        for item in items {
+            self.0.update([1]);
+            self.field(item);
+        }
+        self.0.update([0]);
+    }
+
+    pub(super) fn finish(self) -> [u8; 32] {
+        self.0.finalize().into()
     }
 }
 

@@ -77,8 +77,8 @@ pub enum Query {
     All,
     /// None of it, and it is not sent on with requests that lead.
     None,
-    /// The parameters with these names, in the order of the request; others are not sent on with
-    /// requests that lead.
+    /// The parameters with these names, in the order of the request; one that an upstream may take
+    /// for one of them is meant, too. Others are not sent on with requests that lead.
     Only(Vec<String>),
 }
 

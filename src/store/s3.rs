@@ -41,6 +41,7 @@ use self::upload::{PartsWriter, Upload};
 use super::{BodyStream, Error, Found, Store, Writer, decode_stored, expect_length, length_of};
 use crate::entry::Record;
 use crate::policy::Key;
+use crate::secret::Secret;
 
 /// Name of the record's metadata value, after `x-amz-meta-`.
 const RECORD: &str = "afterimage";
@@ -101,22 +102,6 @@ impl Default for S3Timeouts {
             write: Duration::from_secs(30),
             read: Duration::from_secs(2),
         }
-    }
-}
-
-/// A value that is never printed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl From<String> for Secret {
-    fn from(value: String) -> Self {
-        Self(value)
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[redacted]")
     }
 }
 
@@ -197,7 +182,7 @@ impl S3Store {
             .map_err(S3ConfigError::RootCertificates)?;
         let credentials = Credentials::new(
             config.access_key_id,
-            config.secret_access_key.0,
+            config.secret_access_key.expose(),
             None,
             None,
             "afterimage",

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use afterimage::store::{Endpoint, S3Config, S3Timeouts, Secret};
+use afterimage::secret::Secret;
+use afterimage::store::{Endpoint, S3Config, S3Timeouts};
 use tempfile::TempDir;
 use tokio::net::{TcpStream, UnixStream};
 

@@ -1,16 +1,13 @@
 //! The test harness itself, without Afterimage: real Envoy, imgproxy and Garage, and the scripted origin.
 
-#[path = "../support/mod.rs"]
-mod support;
-
 use anyhow::{Context as _, Result};
 use reqwest::Method;
 use serde_json::json;
 
-use support::envoy;
-use support::origin::{Cut, Framing, Gate, Origin, Script};
-use support::stack::{Stack, Store};
-use support::wait;
+use crate::support::envoy;
+use crate::support::origin::{Cut, Framing, Gate, Origin, Script};
+use crate::support::stack::{Stack, Store};
+use crate::support::wait;
 
 const COFFEE: &str = "/insecure/rs:fill:300:200/plain/local:///coffee.png@webp";
 

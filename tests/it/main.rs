@@ -1,7 +1,14 @@
 //! Everything that is tested from outside, as one binary.
 
+#[path = "../support/mod.rs"]
+mod support;
+
+// What is cached, and what must not be, through real Envoy.
+mod caching;
 // One Garage on free ports.
 mod garage;
+// The test harness itself.
+mod harness;
 // What a broken or hostile S3 service does to the store.
 mod s3_faults;
 // The contract of `Store`, on memory, on disk and on Garage.

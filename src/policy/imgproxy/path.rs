@@ -159,9 +159,8 @@ impl<'a> UrlOption<'a> {
         })
     }
 
-    /// When the URL ends, if this option says so. No or a negative number of seconds is none: imgproxy
-    /// does not refuse such a URL, but forbids to cache what it answers, so these stay ordinary
-    /// options.
+    /// When the URL ends, if this option says so. Zero or less is no end that imgproxy enforces: such
+    /// an option is one like any other.
     pub(super) fn deadline(&self) -> Result<Option<Timestamp>, BypassReason> {
         if !matches!(self.name, b"expires" | b"exp") {
             return Ok(None);

@@ -476,8 +476,7 @@ fn expires_is_enforced_and_no_part_of_the_key() {
 }
 
 #[test]
-fn an_expires_that_is_no_end_stays_in_the_key() {
-    // imgproxy answers `no-cache` to these.
+fn an_expires_that_imgproxy_does_not_enforce_stays_in_the_key() {
     let policy = images(imgproxy());
     let keys: HashSet<_> = [
         "/x/w:1/plain/a",
