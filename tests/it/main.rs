@@ -1,5 +1,10 @@
 //! Everything that is tested from outside, as one binary.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, helpers included"
+)]
+
 // One Garage on free ports.
 mod garage;
 // What a broken or hostile S3 service does to the store.
