@@ -17,6 +17,8 @@ enum Act {
     Hang,
     /// Gives the record, then this.
     Body(Box<Act>),
+    /// Gives the record and a piece of the body, then fails.
+    BreakOff,
 }
 
 /// Does the same with every operation until it is told otherwise, and counts them.
@@ -56,7 +58,7 @@ impl Scripted {
 
 async fn perform(act: Act) -> Result<bool, Error> {
     match act {
-        Act::Answer | Act::Body(_) => Ok(true),
+        Act::Answer | Act::Body(_) | Act::BreakOff => Ok(true),
         Act::Absent => Ok(false),
         Act::Unavailable => Err(Error::Unavailable("down".into())),
         Act::Denied => Err(Error::Denied("no".into())),
@@ -74,11 +76,14 @@ impl Store for Scripted {
         if !self.act().await? {
             return Ok(None);
         }
-        let act = match self.act.lock().unwrap().clone() {
-            Act::Body(act) => *act,
-            act => act,
+        let pieces = match self.act.lock().unwrap().clone() {
+            Act::Body(act) => vec![*act],
+            Act::BreakOff => vec![Act::Answer, Act::Unavailable],
+            act => vec![act],
         };
-        let body = stream::once(async move { perform(act).await.map(|_| Bytes::new()) }).boxed();
+        let body = stream::iter(pieces)
+            .then(async |act| perform(act).await.map(|_| Bytes::new()))
+            .boxed();
         let record = record();
         Ok(Some(Found { record, body }))
     }
@@ -266,6 +271,24 @@ async fn heads_without_bodies_open_it() {
     }
     assert_eq!(*told.states.lock().unwrap(), [BreakerState::Open]);
     assert!(is_refused(store.get(&key()).await));
+}
+
+#[tokio::test(start_paused = true)]
+async fn bodies_that_break_off_open_it() {
+    let (_, told, store) = metered(Act::BreakOff);
+    let mut bodies = Vec::new();
+    for _ in 0..5 {
+        let mut body = store.get(&key()).await.unwrap().unwrap().body;
+        assert!(body.next().await.unwrap().is_ok());
+        bodies.push(body);
+    }
+    for body in &mut bodies {
+        assert!(told.states.lock().unwrap().is_empty());
+        assert!(body.next().await.unwrap().is_err());
+    }
+    assert_eq!(*told.states.lock().unwrap(), [BreakerState::Open]);
+    let last = *told.operations.lock().unwrap().last().unwrap();
+    assert_eq!(last, (Operation::Body, OpResult::Unavailable));
 }
 
 #[tokio::test(start_paused = true)]
