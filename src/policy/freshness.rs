@@ -1,9 +1,9 @@
-//! Age and freshness lifetime (RFC 9111 section 4.2).
+//! Age and freshness lifetime (RFC 9111 section 4.2, RFC 5861).
 
-use http::HeaderMap;
-use http::header::{AGE, DATE, EXPIRES};
+use http::header::{AGE, DATE, EXPIRES, LAST_MODIFIED};
+use http::{HeaderMap, StatusCode};
 
-use super::cache_control::{CacheControl, delta_seconds};
+use super::cache_control::{CacheControl, Scope, delta_seconds};
 use super::{FreshnessRules, Policy};
 use crate::clock::Timestamp;
 use crate::entry::Record;
@@ -18,13 +18,28 @@ pub enum Freshness {
         /// Seconds that it stays fresh.
         ttl: u64,
     },
-    /// It may not.
+    /// It may not, but for the windows of RFC 5861.
     Stale {
         /// Current age in seconds.
         age: u64,
         /// Seconds since it was fresh last.
         staleness: u64,
+        /// Whether it may be served while it is refreshed in the background (section 3).
+        while_revalidate: bool,
+        /// Whether it may be served in place of an error (section 4).
+        if_error: bool,
     },
+}
+
+/// For how long a response may be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Terms {
+    /// Freshness lifetime in seconds (RFC 9111 section 4.2.1).
+    pub(super) lifetime: u64,
+    /// Seconds after it in which it may be served while it is refreshed.
+    pub(super) stale_while_revalidate: u64,
+    /// Seconds after it in which it may be served in place of an error.
+    pub(super) stale_if_error: u64,
 }
 
 impl Policy {
@@ -33,46 +48,125 @@ impl Policy {
         let age = record
             .initial_age
             .saturating_add(now.seconds_since(record.response_time));
-        let lifetime =
-            lifetime(&self.freshness, &record.headers, record.response_time).unwrap_or(0);
-        if age < lifetime {
-            Freshness::Fresh {
+        let terms = self
+            .terms(record.status, &record.headers, record.response_time)
+            .unwrap_or(Terms::NONE);
+        if age < terms.lifetime {
+            return Freshness::Fresh {
                 age,
-                ttl: lifetime - age,
-            }
-        } else {
-            Freshness::Stale {
-                age,
-                staleness: age - lifetime,
-            }
+                ttl: terms.lifetime - age,
+            };
         }
+        let staleness = age - terms.lifetime;
+        Freshness::Stale {
+            age,
+            staleness,
+            while_revalidate: staleness < terms.stale_while_revalidate,
+            if_error: staleness < terms.stale_if_error,
+        }
+    }
+
+    /// The terms of a response, within the policy's bounds; `None` when neither the response nor
+    /// the policy gives a lifetime.
+    pub(super) fn terms(
+        &self,
+        status: StatusCode,
+        headers: &HeaderMap,
+        response_time: Timestamp,
+    ) -> Option<Terms> {
+        let rules = &self.freshness;
+        let directed = CacheControl::directed_at_us(headers, &self.targeted);
+        let control = &directed.control;
+        if control.no_cache == Scope::Response {
+            return Some(Terms::NONE);
+        }
+        let explicit = control
+            .s_maxage
+            .or(control.max_age)
+            .or_else(|| (!directed.is_targeted).then(|| expires(headers, response_time))?);
+        // What looks like a fallback image is kept as long as it says, and no second longer.
+        let fallback = rules.fallback_max_age.map(|max_age| max_age.as_secs());
+        if explicit.is_some() && fallback == control.max_age.filter(|_| fallback.is_some()) {
+            return explicit.map(|lifetime| Terms {
+                lifetime: lifetime.min(rules.ceiling.as_secs()),
+                ..Terms::NONE
+            });
+        }
+        let lifetime = explicit
+            .or_else(|| rules.negative_lifetime(status))
+            .or_else(|| rules.heuristic_lifetime(status, control.public, headers, response_time))
+            .or(rules.default.map(|default| default.as_secs()))?;
+        let window = |own: Option<u64>, of_policy: Option<std::time::Duration>| {
+            if control.forbids_stale() {
+                return 0;
+            }
+            own.or(of_policy.map(|window| window.as_secs())).unwrap_or(0)
+        };
+        Some(Terms {
+            lifetime: lifetime.clamp(
+                rules.floor.min(rules.ceiling).as_secs(),
+                rules.ceiling.as_secs(),
+            ),
+            stale_while_revalidate: window(
+                control.stale_while_revalidate,
+                rules.stale_while_revalidate,
+            ),
+            stale_if_error: window(control.stale_if_error, rules.stale_if_error),
+        })
     }
 }
 
-/// Freshness lifetime in seconds (RFC 9111 section 4.2.1), within the policy's bounds; `None` when
-/// neither the response nor the policy gives one.
-pub(super) fn lifetime(
-    rules: &FreshnessRules,
-    headers: &HeaderMap,
-    response_time: Timestamp,
-) -> Option<u64> {
-    let explicit = explicit_lifetime(headers, response_time);
-    let lifetime = explicit.or(rules.default.map(|default| default.as_secs()))?;
-    Some(lifetime.clamp(
-        rules.floor.as_secs().min(rules.ceiling.as_secs()),
-        rules.ceiling.as_secs(),
-    ))
+impl Terms {
+    /// Never without asking.
+    const NONE: Self = Self {
+        lifetime: 0,
+        stale_while_revalidate: 0,
+        stale_if_error: 0,
+    };
 }
 
-/// `s-maxage` before `max-age` before `Expires` (RFC 9111 section 4.2.1). A malformed `Expires`
-/// means already expired (section 5.3).
-fn explicit_lifetime(headers: &HeaderMap, response_time: Timestamp) -> Option<u64> {
-    let control = CacheControl::of(headers);
-    control.s_maxage.or(control.max_age).or_else(|| {
-        let expires = headers.get(EXPIRES)?;
+impl FreshnessRules {
+    fn negative_lifetime(&self, status: StatusCode) -> Option<u64> {
+        self.negative
+            .iter()
+            .find(|(negative, _)| *negative == status)
+            .map(|(_, lifetime)| lifetime.as_secs())
+    }
+
+    /// A share of the time since the last change (RFC 9111 section 4.2.2), for statuses that allow
+    /// it (RFC 9110 section 15.1) and others that are declared public.
+    fn heuristic_lifetime(
+        &self,
+        status: StatusCode,
+        is_public: bool,
+        headers: &HeaderMap,
+        response_time: Timestamp,
+    ) -> Option<u64> {
+        const CACHEABLE: [u16; 12] = [
+            200, 203, 204, 206, 300, 301, 308, 404, 405, 410, 414, 501,
+        ];
+        let heuristic = self.heuristic?;
+        if !(is_public || CACHEABLE.contains(&status.as_u16())) {
+            return None;
+        }
         let date = http_date(headers.get(DATE)).unwrap_or(response_time);
-        Some(http_date(Some(expires)).map_or(0, |expires| expires.seconds_since(date)))
-    })
+        let unchanged = date.seconds_since(http_date(headers.get(LAST_MODIFIED))?);
+        let lifetime = unchanged / 100 * u64::from(heuristic.percent)
+            + unchanged % 100 * u64::from(heuristic.percent) / 100;
+        Some(lifetime.min(heuristic.ceiling.as_secs()))
+    }
+}
+
+/// Lifetime by `Expires`; malformed, or given twice, it means already expired (RFC 9111
+/// section 5.3).
+fn expires(headers: &HeaderMap, response_time: Timestamp) -> Option<u64> {
+    let mut lines = headers.get_all(EXPIRES).iter();
+    let first = lines.next()?;
+    if lines.next().is_some() {
+        return Some(0);
+    }
+    let date = http_date(headers.get(DATE)).unwrap_or(response_time);
+    Some(http_date(Some(first)).map_or(0, |expires| expires.seconds_since(date)))
 }
 
 /// Corrected initial age in seconds (RFC 9111 section 4.2.3).
@@ -83,118 +177,21 @@ pub(super) fn initial_age(
 ) -> u64 {
     let apparent_age =
         http_date(headers.get(DATE)).map_or(0, |date| response_time.seconds_since(date));
+    // The first member of the first line; anything else is no age (RFC 9111 section 5.1).
     let age_value = headers
         .get(AGE)
-        .and_then(|age| delta_seconds(age.as_bytes().trim_ascii()))
+        .and_then(|age| age.as_bytes().split(|&byte| byte == b',').next())
+        .and_then(|age| delta_seconds(age.trim_ascii()))
         .unwrap_or(0);
     let response_delay = response_time.seconds_since(request_time);
     apparent_age.max(age_value.saturating_add(response_delay))
 }
 
-fn http_date(value: Option<&http::HeaderValue>) -> Option<Timestamp> {
+/// An HTTP date (RFC 9110 section 5.6.7) in the form that is written today, or the two obsolete ones.
+pub(super) fn http_date(value: Option<&http::HeaderValue>) -> Option<Timestamp> {
     let text = value?.to_str().ok()?;
     httpdate::parse_http_date(text).ok().map(Timestamp::from)
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    const NOW: Timestamp = Timestamp::from_unix(1_800_000_000);
-
-    const RULES: FreshnessRules = FreshnessRules {
-        default: None,
-        floor: Duration::ZERO,
-        ceiling: Duration::from_secs(30 * 24 * 3600),
-    };
-
-    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
-        pairs
-            .iter()
-            .map(|(name, value)| {
-                (
-                    http::HeaderName::from_static(name),
-                    http::HeaderValue::from_str(value).unwrap(),
-                )
-            })
-            .collect()
-    }
-
-    fn date(time: Timestamp) -> String {
-        httpdate::fmt_http_date(std::time::UNIX_EPOCH + Duration::from_secs(time.as_unix()))
-    }
-
-    #[test]
-    fn rfc9111_4_2_1_s_maxage_wins_over_max_age_over_expires() {
-        let expires = date(NOW.plus_seconds(50));
-        let all = headers(&[
-            ("cache-control", "max-age=10, s-maxage=99"),
-            ("expires", &expires),
-        ]);
-        assert_eq!(lifetime(&RULES, &all, NOW), Some(99));
-        let two = headers(&[("cache-control", "max-age=10"), ("expires", &expires)]);
-        assert_eq!(lifetime(&RULES, &two, NOW), Some(10));
-        let one = headers(&[("expires", &expires)]);
-        assert_eq!(lifetime(&RULES, &one, NOW), Some(50));
-    }
-
-    #[test]
-    fn rfc9111_5_3_malformed_expires_is_already_expired() {
-        assert_eq!(
-            lifetime(&RULES, &headers(&[("expires", "0")]), NOW),
-            Some(0)
-        );
-    }
-
-    #[test]
-    fn expires_counts_from_date() {
-        let headers = headers(&[
-            ("date", &date(NOW.plus_seconds(20))),
-            ("expires", &date(NOW.plus_seconds(50))),
-        ]);
-        assert_eq!(lifetime(&RULES, &headers, NOW), Some(30));
-    }
-
-    #[test]
-    fn without_explicit_freshness_the_default_counts_if_there_is_one() {
-        assert_eq!(lifetime(&RULES, &HeaderMap::new(), NOW), None);
-        let rules = FreshnessRules {
-            default: Some(Duration::from_secs(5)),
-            ..RULES
-        };
-        assert_eq!(lifetime(&rules, &HeaderMap::new(), NOW), Some(5));
-    }
-
-    #[test]
-    fn floor_and_ceiling_bound_what_the_response_says() {
-        let rules = FreshnessRules {
-            floor: Duration::from_secs(60),
-            ..RULES
-        };
-        let short = headers(&[("cache-control", "max-age=1")]);
-        assert_eq!(lifetime(&rules, &short, NOW), Some(60));
-        let year = headers(&[("cache-control", "max-age=31536000, public")]);
-        assert_eq!(lifetime(&RULES, &year, NOW), Some(30 * 24 * 3600));
-    }
-
-    #[test]
-    fn rfc9111_4_2_3_initial_age_is_the_larger_of_date_and_age_with_delay() {
-        let sent = NOW;
-        let received = NOW.plus_seconds(3);
-        let by_age = headers(&[("age", "10"), ("date", &date(NOW))]);
-        assert_eq!(initial_age(&by_age, sent, received), 13);
-        let by_date = headers(&[
-            ("age", "1"),
-            ("date", &date(Timestamp::from_unix(NOW.as_unix() - 100))),
-        ]);
-        assert_eq!(initial_age(&by_date, sent, received), 103);
-    }
-
-    #[test]
-    fn a_date_in_the_future_makes_no_negative_age() {
-        let future = headers(&[("date", &date(NOW.plus_seconds(1000)))]);
-        assert_eq!(initial_age(&future, NOW, NOW), 0);
-    }
-}
+mod tests;

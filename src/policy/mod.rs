@@ -12,23 +12,29 @@ mod imgproxy;
 mod key;
 mod outcome;
 mod request;
+mod revalidate;
+mod serve;
 mod storable;
 #[cfg(test)]
 mod testing;
+mod validators;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderName;
+use http::{HeaderName, StatusCode};
 
-pub use self::cache_control::{CacheControl, limited_cache_control};
+pub use self::cache_control::{CacheControl, RequestControl};
 pub use self::freshness::Freshness;
 pub use self::image::MAGIC_BYTES;
 pub use self::imgproxy::{ImageFormat, Imgproxy, KeyPair, Signing};
 pub use self::key::{BypassReason, Decision, Forward, Key, Lookup, LookupMethod};
 pub use self::outcome::{CacheStatus, MissReason, Outcome};
 pub use self::request::RequestHead;
+pub use self::revalidate::Answered;
+pub use self::serve::Served;
 pub use self::storable::{Content, NotStorable, Provenance, ResponseHead, Storable};
+pub use self::validators::{Conditions, Selected, Validators, forwarded_validators};
 
 /// What an operator decided for the routes that name this policy.
 #[derive(Debug, Clone)]
@@ -46,6 +52,20 @@ pub struct Policy {
     pub kind: Kind,
     /// What to do with a request that has a `Cookie`.
     pub cookies: Cookies,
+    /// What to do with a request that has `Authorization`.
+    pub authorization: Authorization,
+    /// Whether `Cache-Control` and `Pragma` of a request are obeyed.
+    pub obeys_clients: bool,
+    /// Whether a request with an unsafe method that succeeds invalidates what is stored for its URL
+    /// (RFC 9111 section 4.4).
+    pub invalidates: bool,
+    /// Fields that stand in the place of `Cache-Control` where they are given, first wins
+    /// (RFC 9213).
+    pub targeted: Vec<HeaderName>,
+    /// Whose entity tags clients see.
+    pub validators: Validators,
+    /// Whether `Cache-Status` says why, in our own words.
+    pub shows_detail: bool,
     /// Which responses are stored.
     pub store: StoreRules,
     /// For how long.
@@ -91,9 +111,25 @@ pub enum Cookies {
     Ignore,
 }
 
+/// What an `Authorization` in the request does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Authorization {
+    /// The request is not looked up and its answer is not stored.
+    Bypass,
+    /// RFC 9111 section 3.5: the answer is stored where it says that it may be shared.
+    Rfc9111,
+}
+
 /// Which responses are stored.
 #[derive(Debug, Clone)]
 pub struct StoreRules {
+    /// Which statuses, where the response has explicit freshness.
+    pub statuses: Statuses,
+    /// Whether a response with a content coding is stored as it is.
+    pub content_codings: bool,
+    /// Up to this many variants of one key by what the response's `Vary` names; with 0 only
+    /// responses are stored that vary by what is in the key.
+    pub variants: usize,
     /// Media types without parameters; a subtype of `*` takes the whole type. `image/svg+xml` is
     /// never meant by `image/*`, only by its own name, because it can carry script.
     pub content_types: Vec<MediaRange>,
@@ -103,10 +139,19 @@ pub struct StoreRules {
     pub exclude_headers: Vec<HeaderName>,
 }
 
-/// A media type without parameters, or all subtypes of one type.
+/// Statuses that are stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Statuses {
+    /// These.
+    Only(Vec<StatusCode>),
+    /// Every final status but 206 and 304, which are no whole responses.
+    Any,
+}
+
+/// A media type without parameters, all subtypes of one type, or everything.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MediaRange {
-    /// Lower case, for example `image`.
+    /// Lower case, for example `image`; `*` stands for anything, no type included.
     pub main: String,
     /// Lower case; `None` stands for `*`.
     pub sub: Option<String>,
@@ -122,12 +167,34 @@ pub enum Verify {
 }
 
 /// How long an entry stays fresh.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FreshnessRules {
     /// For responses without explicit freshness; `None`: such responses are not stored.
     pub default: Option<Duration>,
     /// At least this long, where the response may be stored at all.
     pub floor: Duration,
+    /// At most this long.
+    pub ceiling: Duration,
+    /// For responses that say nothing but when they changed last; `None`: not guessed.
+    pub heuristic: Option<Heuristic>,
+    /// For statuses without explicit freshness, such as 404.
+    pub negative: Vec<(StatusCode, Duration)>,
+    /// After it was fresh, served while it is refreshed, unless the response says otherwise
+    /// (RFC 5861 section 3).
+    pub stale_while_revalidate: Option<Duration>,
+    /// After it was fresh, served in place of an error, unless the response says otherwise
+    /// (RFC 5861 section 4).
+    pub stale_if_error: Option<Duration>,
+    /// The `max-age` of what is probably not the image (`IMGPROXY_FALLBACK_IMAGE_TTL`): such an
+    /// answer is kept no longer, whatever floor or stale window says.
+    pub fallback_max_age: Option<Duration>,
+}
+
+/// A guess at how long a response stays fresh (RFC 9111 section 4.2.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heuristic {
+    /// Of the time since its last change, in percent.
+    pub percent: u32,
     /// At most this long.
     pub ceiling: Duration,
 }

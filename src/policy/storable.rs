@@ -1,15 +1,15 @@
 //! Whether a response may be stored, and what is kept of it (RFC 9111 section 3).
 
 use http::header::{
-    CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, SET_COOKIE,
-    TRANSFER_ENCODING, VARY,
+    CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, LAST_MODIFIED,
+    SET_COOKIE, TRANSFER_ENCODING, VARY,
 };
 use http::{HeaderMap, HeaderName, StatusCode};
 
-use super::cache_control::CacheControl;
-use super::freshness::{initial_age, lifetime};
+use super::cache_control::{CacheControl, Scope};
+use super::freshness::initial_age;
 use super::image::is_declared_image;
-use super::{Kind, MediaRange, Policy, StoreRules, Verify};
+use super::{Kind, MediaRange, Policy, Statuses, StoreRules, Verify};
 use crate::clock::Timestamp;
 
 /// A response's head and where it came from.
@@ -51,6 +51,8 @@ pub struct Storable {
     pub content_length: Option<u64>,
     /// What the first bytes of the body are compared with.
     pub content: Content,
+    /// Request fields outside the key by which the response varies, sorted.
+    pub vary: Vec<HeaderName>,
 }
 
 /// What a body claims to be.
@@ -108,6 +110,8 @@ pub enum NotStorable {
     TooLarge,
     /// No body at all.
     NoBody,
+    /// The request had `Authorization`, and the response does not say that it may be shared.
+    Authorized,
 }
 
 impl NotStorable {
@@ -130,6 +134,7 @@ impl NotStorable {
             Self::BadLength => "bad_length",
             Self::TooLarge => "too_large",
             Self::NoBody => "no_body",
+            Self::Authorized => "authorized",
         }
     }
 }
@@ -162,11 +167,18 @@ const IMGPROXY_HEADERS: &[&str] = &[
     "x-result-width",
 ];
 
+/// The final statuses of RFC 9110 section 15 but 206 and 304: those whose caching rules this cache
+/// knows.
+const UNDERSTOOD: [u16; 41] = [
+    200, 201, 202, 203, 204, 205, 300, 301, 302, 303, 305, 307, 308, 400, 401, 402, 403, 404, 405,
+    406, 407, 408, 409, 410, 411, 412, 413, 414, 415, 416, 417, 421, 422, 426, 500, 501, 502, 503,
+    504, 505, 451,
+];
+
 /// Fields that belong to one connection (RFC 9111 section 3.1, RFC 9110 section 7.6.1), and those
 /// that this cache writes itself.
 const NOT_KEPT: &[&str] = &[
     "age",
-    "cache-status",
     "connection",
     "content-length",
     "keep-alive",
@@ -183,8 +195,8 @@ const NOT_KEPT: &[&str] = &[
 impl Policy {
     /// Decides on the answer to a GET that had a key and led.
     ///
-    /// `request_time` is when the request was sent on, `now` when the head arrived;
-    /// `largest_bytes` is the largest body that can be served again.
+    /// `request_time` is when the request was sent on, `now` when the head arrived; `is_authorized`
+    /// says whether the request had `Authorization`; `largest_bytes` is the largest body that can be served again.
     ///
     /// # Errors
     /// The first reason against it.
@@ -193,6 +205,7 @@ impl Policy {
         response: &ResponseHead,
         request_time: Timestamp,
         now: Timestamp,
+        is_authorized: bool,
         largest_bytes: u64,
     ) -> Result<Storable, NotStorable> {
         let headers = &response.headers;
@@ -200,60 +213,108 @@ impl Policy {
             Provenance::Upstream => {}
             Provenance::Local | Provenance::Unknown => return Err(NotStorable::NotUpstream),
         }
-        if response.status != StatusCode::OK {
+        self.accepts_status(response.status)?;
+        let control = CacheControl::directed_at_us(headers, &self.targeted).control;
+        let is_understood = UNDERSTOOD.contains(&response.status.as_u16());
+        if control.must_understand && !is_understood {
             return Err(NotStorable::Status);
         }
-        let control = CacheControl::of(headers);
-        if control.no_store {
+        // Whoever understands the status may look past `no-store` (RFC 9111 section 5.2.2.3).
+        if control.no_store && !(control.must_understand && is_understood) {
             return Err(NotStorable::NoStore);
         }
-        if control.private {
+        if control.private == Scope::Response {
             return Err(NotStorable::Private);
         }
-        if control.no_cache {
-            return Err(NotStorable::NoCache);
+        if is_authorized && !control.shares_authorized() {
+            return Err(NotStorable::Authorized);
         }
         if headers.contains_key(SET_COOKIE) {
             return Err(NotStorable::SetCookie);
         }
-        if self.varies_on_unkeyed(headers) {
-            return Err(NotStorable::Vary);
-        }
-        if headers.contains_key(CONTENT_RANGE) {
+        let vary = self.unkeyed_vary(headers).ok_or(NotStorable::Vary)?;
+        if response.status == StatusCode::OK && self.store.verify == Verify::Image && headers.contains_key(CONTENT_RANGE) {
             return Err(NotStorable::ContentRange);
         }
-        if has_content_coding(headers) {
+        if !self.store.content_codings && has_content_coding(headers) {
             return Err(NotStorable::ContentEncoding);
         }
-        let media_type = media_type(headers)
-            .filter(|media_type| self.store.accepts(media_type))
-            .ok_or(NotStorable::ContentType)?;
+        let has_validator = headers.contains_key(ETAG) || headers.contains_key(LAST_MODIFIED);
+        let content = self.content(response.status, headers)?;
+        let terms = self
+            .terms(response.status, headers, now)
+            .ok_or(NotStorable::NoFreshness)?;
         let initial_age = initial_age(headers, request_time, now);
-        match lifetime(&self.freshness, headers, now) {
-            None => return Err(NotStorable::NoFreshness),
-            Some(lifetime) if lifetime <= initial_age => return Err(NotStorable::Stale),
-            Some(_) => {}
+        // What is stale at once is worth keeping only if it can be used later all the same.
+        let last = terms.lifetime + terms.stale_while_revalidate.max(terms.stale_if_error);
+        if !has_validator && last <= initial_age {
+            return Err(if control.no_cache == Scope::Response {
+                NotStorable::NoCache
+            } else {
+                NotStorable::Stale
+            });
         }
-        let content_length = self.content_length(headers)?;
+        let content_length = if response.has_body {
+            self.content_length(headers)?
+        } else {
+            Some(0)
+        };
         if content_length.is_some_and(|length| length > largest_bytes) {
             return Err(NotStorable::TooLarge);
         }
-        let content = match self.store.verify {
-            Verify::Image => Content::Image(media_type),
-            Verify::None => Content::Unverified,
-        };
         // An empty image does not exist; an empty text may.
         if !response.has_body && content != Content::Unverified {
             return Err(NotStorable::NoBody);
         }
+        let mut kept = self.kept_headers(headers);
+        // These may not be used without asking, or not be shared (RFC 9111 sections 5.2.2.4, 5.2.2.7).
+        for name in control.no_cache.fields().iter().chain(control.private.fields()) {
+            kept.remove(name);
+        }
         Ok(Storable {
             status: response.status,
-            headers: self.kept_headers(headers),
+            headers: kept,
+            vary,
             response_time: now,
             initial_age,
             content_length,
             content,
         })
+    }
+
+    fn accepts_status(&self, status: StatusCode) -> Result<(), NotStorable> {
+        let is_negative = self
+            .freshness
+            .negative
+            .iter()
+            .any(|(negative, _)| *negative == status);
+        let is_accepted = match &self.store.statuses {
+            Statuses::Only(statuses) => statuses.contains(&status),
+            // Neither is a whole response (RFC 9111 section 3.3; a 304 updates another one).
+            Statuses::Any => !matches!(status.as_u16(), 206 | 304),
+        };
+        if is_accepted || is_negative {
+            Ok(())
+        } else {
+            Err(NotStorable::Status)
+        }
+    }
+
+    /// What the body claims to be, if the policy takes that. Types are about successful answers:
+    /// the body of an error is what the upstream has to say about it.
+    fn content(&self, status: StatusCode, headers: &HeaderMap) -> Result<Content, NotStorable> {
+        if status != StatusCode::OK {
+            return Ok(Content::Unverified);
+        }
+        let media_type = media_type(headers);
+        if !self.store.accepts(media_type.as_deref()) {
+            return Err(NotStorable::ContentType);
+        }
+        match (self.store.verify, media_type) {
+            (Verify::None, _) => Ok(Content::Unverified),
+            (Verify::Image, Some(media_type)) => Ok(Content::Image(media_type)),
+            (Verify::Image, None) => Err(NotStorable::ContentType),
+        }
     }
 
     /// The length that the body must have. imgproxy always sends one, so its policies insist.
@@ -280,23 +341,29 @@ impl Policy {
             .ok_or(NotStorable::BadLength)
     }
 
-    /// Whether `Vary` names something that could make the same key mean different bytes
-    /// (RFC 9111 section 4.1).
-    fn varies_on_unkeyed(&self, headers: &HeaderMap) -> bool {
-        headers
-            .get_all(VARY)
-            .iter()
-            .flat_map(|line| line.as_bytes().split(|&byte| byte == b','))
-            .map(<[u8]>::trim_ascii)
-            .filter(|field| !field.is_empty())
-            .any(|field| {
-                HeaderName::from_bytes(field)
-                    // `*` is a token, too, and matches no request.
-                    .map_or(true, |name| name == "*" || !self.controls(&name))
-            })
+    /// The request fields outside the key by which the response varies (RFC 9111 section 4.1), in
+    /// one order; `None` when it varies by more than can be told.
+    fn unkeyed_vary(&self, headers: &HeaderMap) -> Option<Vec<HeaderName>> {
+        let mut names = Vec::new();
+        for line in headers.get_all(VARY) {
+            for field in line.as_bytes().split(|&byte| byte == b',') {
+                let field = field.trim_ascii();
+                if field.is_empty() {
+                    continue;
+                }
+                // `*` is a token, too, and matches no request.
+                let name = HeaderName::from_bytes(field).ok().filter(|name| name != "*")?;
+                if !self.controls(&name) {
+                    names.push(name);
+                }
+            }
+        }
+        names.sort_unstable_by(|one, other| one.as_str().cmp(other.as_str()));
+        names.dedup();
+        (names.is_empty() || self.store.variants > 0).then_some(names)
     }
 
-    fn kept_headers(&self, headers: &HeaderMap) -> HeaderMap {
+    pub(super) fn kept_headers(&self, headers: &HeaderMap) -> HeaderMap {
         let is_named_by_connection = |name: &HeaderName| {
             headers
                 .get_all(CONNECTION)
@@ -328,7 +395,10 @@ impl Policy {
 }
 
 impl StoreRules {
-    fn accepts(&self, media_type: &str) -> bool {
+    fn accepts(&self, media_type: Option<&str>) -> bool {
+        let Some(media_type) = media_type else {
+            return self.content_types.iter().any(|range| range.main == "*");
+        };
         let (main, sub) = media_type.split_once('/').unwrap_or((media_type, ""));
         self.content_types
             .iter()
@@ -338,6 +408,9 @@ impl StoreRules {
 
 impl MediaRange {
     fn covers(&self, main: &str, sub: &str) -> bool {
+        if self.main == "*" {
+            return true;
+        }
         self.main == main
             && match &self.sub {
                 Some(own) => own == sub,
