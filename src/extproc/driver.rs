@@ -21,7 +21,7 @@ use crate::session::{
 };
 use crate::store::{self, BodyStream, Store};
 use crate::telemetry::Metrics;
-use crate::telemetry::metrics::StreamGuard;
+use crate::telemetry::metrics::GaugeGuard;
 
 /// Bytes in one message of a streamed hit.
 const STREAMED_PIECE_BYTES: usize = 64 * 1024;
@@ -552,7 +552,7 @@ struct Log {
     has_ended: bool,
     /// What a hit holds until it is out.
     room: Option<Reservation>,
-    _present: StreamGuard,
+    _present: GaugeGuard,
 }
 
 impl Log {

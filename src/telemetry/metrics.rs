@@ -29,6 +29,7 @@ pub struct Metrics {
     broken_hits: Counter,
     unexpected_messages: Counter,
     streams: Gauge,
+    open_fills: Gauge,
     reserved_bytes: Gauge<i64, AtomicI64>,
     store_operations: Family<StoreLabels, Histogram>,
     store_breaker: Gauge<i64, AtomicI64>,
@@ -90,6 +91,7 @@ impl Metrics {
             broken_hits: Counter::default(),
             unexpected_messages: Counter::default(),
             streams: Gauge::default(),
+            open_fills: Gauge::default(),
             reserved_bytes: Gauge::default(),
             store_operations: Family::new_with_constructor(histogram),
             store_breaker: Gauge::default(),
@@ -149,6 +151,11 @@ impl Metrics {
             "streams",
             "Requests that are with this process now",
             metrics.streams.clone(),
+        );
+        registry.register(
+            "open_fills",
+            "Copies of responses that are neither committed nor given up yet",
+            metrics.open_fills.clone(),
         );
         registry.register_with_unit(
             "budget_reserved",
@@ -243,9 +250,13 @@ impl Metrics {
     }
 
     /// Counts a request as present until the guard is dropped.
-    pub fn stream(&self) -> StreamGuard {
-        self.streams.inc();
-        StreamGuard(self.streams.clone())
+    pub fn stream(&self) -> GaugeGuard {
+        GaugeGuard::of(&self.streams)
+    }
+
+    /// Counts a fill as open until the guard is dropped.
+    pub fn open_fill(&self) -> GaugeGuard {
+        GaugeGuard::of(&self.open_fills)
     }
 
     /// What the budget holds now; called before each scrape.
@@ -274,11 +285,18 @@ impl Metrics {
     }
 }
 
-/// One request that is present.
+/// One more in a gauge, until it is dropped.
 #[derive(Debug)]
-pub struct StreamGuard(Gauge<i64, AtomicI64>);
+pub struct GaugeGuard(Gauge<i64, AtomicI64>);
 
-impl Drop for StreamGuard {
+impl GaugeGuard {
+    fn of(gauge: &Gauge<i64, AtomicI64>) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for GaugeGuard {
     fn drop(&mut self) {
         self.0.dec();
     }
