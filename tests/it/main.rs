@@ -5,11 +5,15 @@ mod support;
 
 // What is cached, and what must not be, through real Envoy.
 mod caching;
+// What goes wrong around a fill: crashes, cuts, clients that leave, no room, no time.
+mod failures;
 // One Garage on free ports.
 mod garage;
 // The test harness itself.
 mod harness;
 // What a broken or hostile S3 service does to the store.
 mod s3_faults;
+// What the tests with a scripted origin share.
+mod scripted;
 // The contract of `Store`, on memory, on disk and on Garage.
 mod store_suite;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use bytes::Bytes;
 
 use crate::support::metrics::Metrics;
@@ -55,10 +55,13 @@ pub(crate) async fn until(
     what: &str,
     holds: impl Fn(&Metrics) -> bool,
 ) -> Result<()> {
+    let mut last = None;
     wait::until(what, PATIENCE, async || {
-        stack.metrics().await.is_ok_and(|metrics| holds(&metrics))
+        last = stack.metrics().await.ok();
+        last.as_ref().is_some_and(&holds)
     })
     .await
+    .with_context(|| format!("the last metrics were {last:?}"))
 }
 
 /// Waits until so many fills were committed since Afterimage started.
