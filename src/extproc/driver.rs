@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use super::service::Routes;
@@ -120,6 +120,9 @@ impl Conversation {
             if let Some(Err(error)) = &piece {
                 self.shared.metrics.broken_hit();
                 warn!(error = error.message(), "streamed hit was broken off");
+                if error.code() == Code::DataLoss {
+                    self.forget_entry();
+                }
             }
             if !matches!(piece, Some(Ok(_))) {
                 self.state = State::Over;
@@ -351,6 +354,20 @@ impl Conversation {
         wire::streamed_head(&hit, false)
     }
 
+    /// Removes an entry whose body is not the one that was stored: nothing would replace it as long
+    /// as it is fresh, and every hit would be broken off.
+    fn forget_entry(&self) {
+        let Some(key) = self.log.key.clone() else {
+            return;
+        };
+        let store = Arc::clone(&self.shared.store);
+        self.shared.fills.tasks.spawn(async move {
+            if let Err(error) = store.delete(&key).await {
+                warn!(key = %key.object_name(), error = %store::Causes(&error), "corrupt entry was not removed");
+            }
+        });
+    }
+
     /// Leaves this request to Envoy.
     fn leave_out(&mut self, reason: BypassReason) -> ProcessingResponse {
         self.log.report = Report::Bypass(reason);
@@ -540,6 +557,9 @@ impl Sending {
                     if !chunk.is_empty() {
                         self.waiting.push_back(chunk);
                     }
+                }
+                Some(Err(error @ store::Error::Corrupt(_))) => {
+                    return Some(Err(Status::data_loss(store::Causes(&error).to_string())));
                 }
                 Some(Err(error)) => {
                     return Some(Err(Status::unavailable(store::Causes(&error).to_string())));

@@ -3,6 +3,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+// The bucket of a Garage as somebody else sees it.
+mod bucket;
 // What is cached, and what must not be, through real Envoy.
 mod caching;
 // What goes wrong around a fill: crashes, cuts, clients that leave, no room, no time.
@@ -15,5 +17,7 @@ mod harness;
 mod s3_faults;
 // What the tests with a scripted origin share.
 mod scripted;
+// A store that is gone, that hangs, or that gives back something else.
+mod store_failures;
 // The contract of `Store`, on memory, on disk and on Garage.
 mod store_suite;
