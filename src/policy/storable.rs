@@ -242,8 +242,8 @@ impl Policy {
             Verify::Image => Content::Image(media_type),
             Verify::None => Content::Unverified,
         };
-        // An empty image does not exist; an empty text may.
-        if !response.has_body && content != Content::Unverified {
+        // Nothing would end the copy, and nothing is gained by it.
+        if !response.has_body {
             return Err(NotStorable::NoBody);
         }
         Ok(Storable {

@@ -13,6 +13,8 @@ mod failures;
 mod garage;
 // The test harness itself.
 mod harness;
+// Hits of every size and shape.
+mod hits;
 // What a broken or hostile S3 service does to the store.
 mod s3_faults;
 // What the tests with a scripted origin share.

@@ -69,6 +69,19 @@ fn an_image_of_imgproxy_is_stored_without_what_is_the_transport_s() {
 }
 
 #[test]
+fn a_response_without_a_body_is_not_stored() {
+    let mut generic = policy(Kind::Generic(generic()));
+    for verify in [Verify::Image, Verify::None] {
+        generic.store.verify = verify;
+        let head = ResponseHead {
+            has_body: false,
+            ..response(IMAGE)
+        };
+        assert_eq!(judge(&generic, &head), Err(NotStorable::NoBody));
+    }
+}
+
+#[test]
 fn rfc9111_3_each_reason_against_storing() {
     use NotStorable as No;
     let cases: &[(&[(&str, &str)], NotStorable)] = &[
