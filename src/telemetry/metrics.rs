@@ -33,7 +33,6 @@ pub struct Metrics {
     reserved_bytes: Gauge<i64, AtomicI64>,
     store_operations: Family<StoreLabels, Histogram>,
     store_breaker: Gauge<i64, AtomicI64>,
-    config_problems: Family<ReasonLabel, Counter>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -95,7 +94,6 @@ impl Metrics {
             reserved_bytes: Gauge::default(),
             store_operations: Family::new_with_constructor(histogram),
             store_breaker: Gauge::default(),
-            config_problems: Family::default(),
             registry: Arc::new(Registry::default()),
         };
         registry.register(
@@ -174,11 +172,6 @@ impl Metrics {
             "Circuit breaker of the store: 0 closed, 1 half-open, 2 open",
             metrics.store_breaker.clone(),
         );
-        registry.register(
-            "route_problems",
-            "Requests of routes whose policy could not be found: no_policy, unknown_policy, bad_metadata",
-            metrics.config_problems.clone(),
-        );
         Self {
             registry: Arc::new(registry),
             ..metrics
@@ -240,13 +233,6 @@ impl Metrics {
     /// A message did not fit.
     pub fn unexpected_message(&self) {
         self.unexpected_messages.inc();
-    }
-
-    /// A route's policy was not found.
-    pub fn route_problem(&self, reason: &'static str) {
-        self.config_problems
-            .get_or_create(&ReasonLabel { reason })
-            .inc();
     }
 
     /// Counts a request as present until the guard is dropped.

@@ -15,6 +15,8 @@ mod garage;
 mod harness;
 // Hits of every size and shape.
 mod hits;
+// How a route chooses its policy, and what a misconfigured filter does.
+mod routes;
 // What a broken or hostile S3 service does to the store.
 mod s3_faults;
 // What the tests with a scripted origin share.
