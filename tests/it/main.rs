@@ -15,6 +15,10 @@ mod garage;
 mod harness;
 // Hits of every size and shape.
 mod hits;
+// What an operator sees: pages, log, the end.
+mod operations;
+// `afterimage` as a process: what it needs to start, and how it says what is missing.
+mod process;
 // How a route chooses its policy, and what a misconfigured filter does.
 mod routes;
 // What a broken or hostile S3 service does to the store.

@@ -163,6 +163,51 @@ async fn a_garage_killed_before_the_commit_leaves_the_client_whole_and_no_entry(
     Ok(())
 }
 
+#[tokio::test]
+async fn a_garage_killed_while_a_large_body_waits_for_it_is_counted() -> Result<()> {
+    let origin = Origin::start().await?;
+    let mut stack = generic(&origin, Store::Garage)
+        .settings("limits: {held_cap: 1MiB, stream_cap: 32MiB}")
+        .start()
+        .await?;
+    // The first part is 8 MiB; what comes after it can wait.
+    let size = 8 * MIB + 300 * KIB;
+    let body = png(size);
+    let gate = Gate::closed();
+    let script = Script::ok("image/png", body.clone());
+    origin.respond("/a", script.clone().wait_at(7 * MIB, &gate));
+    let client = stack.client.clone();
+    let answer = tokio::spawn(async move { client.get("/a").await });
+    until(&stack, "the upload to be begun", |metrics| {
+        let begun = [("operation", "begin"), ("result", "done")];
+        metrics.sum("afterimage_store_operation_duration_seconds_count", &begun) == 1.0
+    })
+    .await?;
+    gate.reached_by(1).await?;
+    stack.garage().process.freeze()?;
+    gate.open();
+    let answer = answer.await??;
+    assert_eq!((answer.cache_status(), &answer.cut), (STORED, &None));
+    assert!(answer.body == body);
+    until(&stack, "an upload under way", |metrics| {
+        metrics.sum("afterimage_streams", &[]) == 0.0
+            && metrics.sum("afterimage_open_fills", &[]) == 1.0
+    })
+    .await?;
+    stack.garage().process.kill()?;
+    is_quiet(&stack).await?;
+    let metrics = stack.metrics().await?;
+    assert_eq!(aborted(&metrics, "store"), 1.0);
+    assert_eq!(committed(&metrics), 0.0);
+
+    stack.garage().process.start_again()?;
+    stack.garage().wait_until_ready().await?;
+    origin.respond("/a", script);
+    becomes_a_hit(&stack, "/a", &body).await?;
+    assert_eq!(Bucket::of(stack.garage())?.names().await?.len(), 1);
+    Ok(())
+}
+
 /// Fills `path` of a local store, and tells the entry's file.
 async fn fill_one(stack: &Stack, path: &str) -> Result<PathBuf> {
     let before = entries(stack)?;
