@@ -223,6 +223,14 @@ impl Fills {
         self.tasks.spawn(async move {
             if let Err(error) = fills.write(&key, storable, &mut queue).await {
                 warn!(key = %key.object_name(), error = %store::Causes(&error), "large fill failed");
+                // Whoever still appends meets the closed queue and counts the loss. Where the end
+                // is in the queue already, nobody does.
+                queue.close();
+                while let Some(piece) = queue.recv().await {
+                    if matches!(piece, Piece::End) {
+                        fills.metrics.aborted(AbortReason::Store);
+                    }
+                }
             }
             drop(open);
         });

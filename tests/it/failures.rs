@@ -338,15 +338,13 @@ async fn a_fill_that_takes_too_long_is_dropped_and_its_client_is_served_whole() 
         .settings("limits: {fill_deadline: 100ms, held_cap: 1MiB}")
         .start()
         .await?;
-    let mut late = 0;
     // The last one goes to the store while it passes.
-    for size in [50 * KIB, 4 * MIB] {
+    for (late, size) in [(1, 50 * KIB), (2, 4 * MIB)] {
         let path = format!("/{size}");
         let body = png(size);
         let gate = hold_half(&origin, &path, &body);
         let answer = begin(&stack.client, &path);
         gate.reached_by(1).await?;
-        late += 1;
         until(&stack, "the deadline", |metrics| {
             aborted(metrics, "deadline") == f64::from(late)
         })
