@@ -3,7 +3,7 @@
 pub mod admin;
 pub mod metrics;
 
-use std::io::IsTerminal;
+use std::io::IsTerminal as _;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::FmtSpan;

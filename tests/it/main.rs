@@ -1,5 +1,10 @@
 //! Everything that is tested from outside, as one binary.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, helpers included"
+)]
+
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -7,6 +12,8 @@ mod support;
 mod bucket;
 // What is cached, and what must not be, through real Envoy.
 mod caching;
+// Whole gRPC conversations in process.
+mod conversation;
 // What goes wrong around a fill: crashes, cuts, clients that leave, no room, no time.
 mod failures;
 // One Garage on free ports.
@@ -29,3 +36,5 @@ mod scripted;
 mod store_failures;
 // The contract of `Store`, on memory, on disk and on Garage.
 mod store_suite;
+// Much traffic of all kinds at once.
+mod traffic;
