@@ -205,11 +205,7 @@ async fn a_body_too_large_to_be_held_goes_to_the_store_while_it_passes() -> Resu
 #[tokio::test]
 async fn a_hit_comes_out_of_the_held_bytes_until_the_commit_is_confirmed() -> Result<()> {
     let origin = Origin::start().await?;
-    let mut stack = generic(&origin, Store::Garage)
-        // A lookup waits until the body is hashed.
-        .settings("limits: {lookup_timeout: 700ms}")
-        .start()
-        .await?;
+    let mut stack = generic(&origin, Store::Garage).start().await?;
     for size in [50 * KIB, 3 * MIB] {
         let path = format!("/{size}");
         let body = png(size);

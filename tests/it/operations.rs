@@ -262,7 +262,7 @@ async fn neither_log_nor_metrics_tell_a_secret_or_a_url() -> Result<()> {
             SALT,
             SECRET_ACCESS_KEY,
             "private",
-            "4711",
+            "album-4711",
             "rs:fill",
             "pr:large",
         ];

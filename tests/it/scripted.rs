@@ -41,13 +41,22 @@ pub(crate) fn png(size: usize) -> Bytes {
         .collect()
 }
 
-/// A stack in front of `origin`, with [`GENERIC`] as its only policy.
+/// A stack in front of `origin`, with [`GENERIC`] as its only policy. A busy machine does not make its lookups miss: the
+/// deadline is [`SHORT_LOOKUPS`]'s for tests that want it to pass.
 pub(crate) fn generic(origin: &Origin, store: Store) -> Builder {
     Stack::builder()
         .store(store)
         .upstream(origin.address())
         .policies(GENERIC)
+        .settings("{envoy: {message_timeout: 20s}, limits: {lookup_timeout: 10s}}")
+        .adjust_envoy(|bootstrap| {
+            bootstrap.processor()?["message_timeout"] = "20s".into();
+            Ok(())
+        })
 }
+
+/// Lookups give up early, as they do by default.
+pub(crate) const SHORT_LOOKUPS: &str = "limits: {lookup_timeout: 300ms}";
 
 /// Waits until the metrics are as they should be.
 pub(crate) async fn until(

@@ -9,8 +9,8 @@ use reqwest::Method;
 
 use crate::bucket::{Bucket, Object};
 use crate::scripted::{
-    KIB, MIB, NOT_STORED, STORED, aborted, commits_reach, committed, entries, generic, is_quiet,
-    png, requests, until,
+    KIB, MIB, NOT_STORED, SHORT_LOOKUPS, STORED, aborted, commits_reach, committed, entries,
+    generic, is_quiet, png, requests, until,
 };
 use crate::support::client::Answer;
 use crate::support::metrics::Metrics;
@@ -86,7 +86,8 @@ async fn a_killed_garage_is_not_missed_and_serves_hits_when_it_is_back() -> Resu
 async fn a_frozen_garage_costs_one_deadline_each_until_the_breaker_opens() -> Result<()> {
     let origin = Origin::start().await?;
     let mut stack = generic(&origin, Store::Garage)
-        .settings("limits: {breaker_failures: 3, breaker_wait: 5s, write_timeout: 2s}")
+        .settings("limits: {breaker_failures: 3, breaker_wait: 8s}")
+        .settings(SHORT_LOOKUPS)
         .start()
         .await?;
     let body = png(50 * KIB);
@@ -157,6 +158,7 @@ async fn a_garage_killed_before_the_commit_leaves_the_client_whole_and_no_entry(
         stack.garage().wait_until_ready().await?;
         origin.respond(&path, script);
         becomes_a_hit(&stack, &path, &body).await?;
+        is_quiet(&stack).await?;
     }
     let bucket = Bucket::of(stack.garage())?;
     assert_eq!(bucket.names().await?.len(), 2);
@@ -204,6 +206,7 @@ async fn a_garage_killed_while_a_large_body_waits_for_it_is_counted() -> Result<
     stack.garage().wait_until_ready().await?;
     origin.respond("/a", script);
     becomes_a_hit(&stack, "/a", &body).await?;
+    is_quiet(&stack).await?;
     assert_eq!(Bucket::of(stack.garage())?.names().await?.len(), 1);
     Ok(())
 }
