@@ -11,5 +11,7 @@ mod garage;
 mod harness;
 // What a broken or hostile S3 service does to the store.
 mod s3_faults;
+// An imgproxy with keys: what a signature decides, and what it does not.
+mod signatures;
 // The contract of `Store`, on memory, on disk and on Garage.
 mod store_suite;
