@@ -15,3 +15,5 @@ mod s3_faults;
 mod signatures;
 // The contract of `Store`, on memory, on disk and on Garage.
 mod store_suite;
+// Formats chosen by `Accept`.
+mod variants;
