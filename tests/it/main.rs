@@ -15,5 +15,9 @@ mod s3_faults;
 mod signatures;
 // The contract of `Store`, on memory, on disk and on Garage.
 mod store_suite;
+// Which answers are stored, and which only pass.
+mod storing;
+// Whatever a client says beside the key changes nothing for the others.
+mod unkeyed;
 // Formats chosen by `Accept`.
 mod variants;
