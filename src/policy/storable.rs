@@ -242,8 +242,8 @@ impl Policy {
             Verify::Image => Content::Image(media_type),
             Verify::None => Content::Unverified,
         };
-        // An empty image does not exist; an empty text may.
-        if !response.has_body && content != Content::Unverified {
+        // No body, no end of it at which a copy could be seen to be whole.
+        if !response.has_body {
             return Err(NotStorable::NoBody);
         }
         Ok(Storable {

@@ -9,6 +9,14 @@ mod caching;
 mod garage;
 // The test harness itself.
 mod harness;
+// What Envoy itself answers.
+mod local_replies;
+// What is in the bucket.
+mod objects;
+// Answers of the real imgproxy, replayed.
+mod recorded;
+// Requests that are no plain GET.
+mod requests;
 // What a broken or hostile S3 service does to the store.
 mod s3_faults;
 // An imgproxy with keys: what a signature decides, and what it does not.

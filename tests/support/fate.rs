@@ -39,17 +39,33 @@ impl Fate {
             assert_eq!(answer.cache_status(), self.cache_status(), "{path}");
             assert_is_what_was_sent(&answer, &upstream, path);
         }
-        let (name, labels) = self.metric();
-        stack.metric_reaches(name, &labels, before + 2).await
+        self.count_reaches(stack, before + 2).await
     }
 
     /// How often it has befallen an answer.
     ///
     /// # Errors
     /// When the metrics do not answer.
-    async fn count(self, stack: &Stack) -> Result<usize> {
+    pub(crate) async fn count(self, stack: &Stack) -> Result<usize> {
         let (name, labels) = self.metric();
         Ok(stack.metrics().await?.sum(name, &labels) as usize)
+    }
+
+    /// Waits until it has befallen so many answers; that of one that broke off is counted when its stream ends.
+    ///
+    /// # Errors
+    /// As [`Stack::metric_reaches`].
+    pub(crate) async fn count_reaches(self, stack: &Stack, count: usize) -> Result<()> {
+        let (name, labels) = self.metric();
+        stack.metric_reaches(name, &labels, count).await
+    }
+
+    /// What `Cache-Status` says of it.
+    pub(crate) fn cache_status(self) -> &'static str {
+        match self {
+            Self::Refused(_) => "afterimage; fwd=miss",
+            Self::Aborted(_) => "afterimage; fwd=miss; stored",
+        }
     }
 
     fn metric(self) -> (&'static str, Vec<(&'static str, &'static str)>) {
@@ -59,13 +75,6 @@ impl Fate {
                 "afterimage_fills_total",
                 vec![("result", "aborted"), ("reason", reason)],
             ),
-        }
-    }
-
-    fn cache_status(self) -> &'static str {
-        match self {
-            Self::Refused(_) => "afterimage; fwd=miss",
-            Self::Aborted(_) => "afterimage; fwd=miss; stored",
         }
     }
 }

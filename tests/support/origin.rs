@@ -122,9 +122,14 @@ impl Script {
     /// A PNG, as far as its first bytes say, that goes on with the request as text: two requests get the same bytes only
     /// when the origin saw no difference.
     pub(crate) fn reflection(seen: &Seen) -> Self {
-        let mut body = b"\x89PNG\r\n\x1a\n".to_vec();
-        body.extend_from_slice(seen.as_text().as_bytes());
-        Self::ok("image/png", body)
+        Self::ok("image/png", Self::reflected(seen))
+    }
+
+    /// The body of a reflection.
+    pub(crate) fn reflected(seen: &Seen) -> Bytes {
+        [b"\x89PNG\r\n\x1a\n", seen.as_text().as_bytes()]
+            .concat()
+            .into()
     }
 
     /// Adds a field; the same name again sends it twice.

@@ -210,6 +210,17 @@ fn headers_that_the_policy_excludes_are_not_kept() {
 }
 
 #[test]
+fn a_response_without_a_body_is_not_stored_even_where_nothing_is_verified() {
+    for verify in [Verify::Image, Verify::None] {
+        let mut policy = policy(Kind::Generic(generic()));
+        policy.store.verify = verify;
+        let mut head = image_with(&[("content-length", "0")]);
+        head.has_body = false;
+        assert_eq!(judge(&policy, &head), Err(NotStorable::NoBody));
+    }
+}
+
+#[test]
 fn svg_is_stored_where_its_own_name_is_given() {
     let mut policy = policy(Kind::Imgproxy(imgproxy()));
     policy.store.content_types.push(MediaRange {
