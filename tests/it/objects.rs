@@ -46,7 +46,10 @@ async fn an_object_is_the_image_itself_with_its_type_and_its_freshness() -> Resu
     }
     // All derivatives of one source are below one prefix.
     let source = |name: &str| name.rsplit_once('/').map(|(source, _)| source.to_owned());
-    assert!(seen.iter().all(|name| source(name) == source(&seen[0])), "{seen:?}");
+    assert!(
+        seen.iter().all(|name| source(name) == source(&seen[0])),
+        "{seen:?}"
+    );
     assert_eq!(stack.stored().await?, seen.len());
     Ok(())
 }
