@@ -68,9 +68,11 @@ enum State {
     Open(Box<Open>),
     /// A hit is going out in pieces.
     Sending(Box<Sending>),
-    /// The last answer was given. What still comes is sent on as it is, because a filter with
-    /// other modes than ours may go on asking.
+    /// The last answer that changes anything was given. What still comes is sent on as it is,
+    /// because a filter with other modes than ours may go on asking.
     Over,
+    /// A terminal answer was given: there is nothing to be said after it.
+    Ended,
 }
 
 struct Open {
@@ -114,10 +116,13 @@ impl Conversation {
                 warn!(error = error.message(), "streamed hit was broken off");
             }
             if !matches!(piece, Some(Ok(_))) {
-                self.state = State::Over;
+                self.state = State::Ended;
                 self.log.end();
             }
             return piece;
+        }
+        if let State::Ended = self.state {
+            return None;
         }
         let message = self.receive().await?;
         Some(Ok(self.answer(message).await))
@@ -131,7 +136,7 @@ impl Conversation {
                     let deadline = self.shared.fills.deadline;
                     deadline.saturating_sub(fill.since.elapsed())
                 }),
-                State::Opening(_) | State::Sending(_) | State::Over => None,
+                State::Opening(_) | State::Sending(_) | State::Over | State::Ended => None,
             };
             let message = match time_left {
                 None => self.inbound.message().await,
@@ -171,7 +176,7 @@ impl Conversation {
         };
         match std::mem::replace(&mut self.state, State::Over) {
             State::Open(open) => self.handle(*open, event, phase).await,
-            state @ (State::Opening(_) | State::Sending(_) | State::Over) => {
+            state @ (State::Opening(_) | State::Sending(_) | State::Over | State::Ended) => {
                 self.state = state;
                 self.unexpected(phase)
             }
@@ -321,6 +326,7 @@ impl Conversation {
     }
 
     fn hit(&mut self, hit: Hit, body: Option<BodyStream>) -> ProcessingResponse {
+        self.state = State::Ended;
         self.log.status = Some(hit.status.as_u16());
         let source = match (&hit.body, body) {
             (StoredBody::NotNeeded, _) => return wire::streamed_head(&hit, true),

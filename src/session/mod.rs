@@ -198,3 +198,6 @@ impl Session {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,7 +25,7 @@ pub(crate) async fn show(base: &str) -> Result<()> {
     );
     println!("coffee.png, filled to 300x200, as WebP, for the first time and again:");
     let first = client.get(&path).await?;
-    print("miss", &first);
+    print(&first);
     ensure!(first.status == 200, "no image; see run/*.log");
 
     let mut again = client.get(&path).await?;
@@ -39,7 +39,7 @@ pub(crate) async fn show(base: &str) -> Result<()> {
         again.is_hit()
     })
     .await;
-    print("hit", &again);
+    print(&again);
     waited.context("the stack runs, but the second answer is no hit; see run/afterimage.log")?;
     ensure!(
         again.body == first.body,
@@ -50,7 +50,8 @@ pub(crate) async fn show(base: &str) -> Result<()> {
     Ok(())
 }
 
-fn print(what: &str, answer: &Answer) {
+fn print(answer: &Answer) {
+    let what = if answer.is_hit() { "hit" } else { "miss" };
     println!(
         "  {what:<4}  HTTP/1.1 {}  {:>7} bytes  {:>7.2} ms  Cache-Status: {}",
         answer.status,

@@ -5,6 +5,8 @@ mod support;
 
 // What is cached, and what must not be, through real Envoy.
 mod caching;
+// Whole gRPC conversations in process.
+mod conversation;
 // One Garage on free ports.
 mod garage;
 // The test harness itself.
@@ -25,6 +27,8 @@ mod signatures;
 mod store_suite;
 // Which answers are stored, and which only pass.
 mod storing;
+// Much traffic of all kinds at once.
+mod traffic;
 // Whatever a client says beside the key changes nothing for the others.
 mod unkeyed;
 // Formats chosen by `Accept`.

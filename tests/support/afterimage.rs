@@ -38,14 +38,6 @@ impl Config {
         Ok(Self(settings::read(&path)?))
     }
 
-    /// Keeps entries in a directory (relative to where Afterimage is started).
-    ///
-    /// # Errors
-    /// When the reference does not have the field where it had.
-    pub(crate) fn store_locally(&mut self, path: &str) -> Result<()> {
-        settings::replace(&mut self.0, "/store/local/path", "run/store", path)
-    }
-
     /// Keeps entries in that Garage.
     ///
     /// # Errors

@@ -22,5 +22,6 @@ pub(crate) async fn until(
     };
     tokio::time::timeout(deadline, reached)
         .await
-        .with_context(|| format!("waited {deadline:?} for {what}"))
+        .ok()
+        .with_context(|| format!("waited {deadline:?} in vain for {what}"))
 }

@@ -1,0 +1,359 @@
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use proptest::prelude::*;
+
+use super::*;
+use crate::entry::{BodyProof, Record};
+use crate::policy::{
+    CacheStatus, Cookies, FreshnessRules, Imgproxy, Key, Kind, MediaRange, Provenance, RequestHead,
+    ResponseHead, Signing, StoreRules, Verify,
+};
+
+const NOW: Timestamp = Timestamp::from_unix(1_800_000_000);
+const LARGEST: u64 = 10_000;
+const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
+
+fn policy() -> Arc<Policy> {
+    Arc::new(Policy {
+        name: "images".into(),
+        namespace: "images".into(),
+        epoch: 1,
+        key_host: false,
+        kind: Kind::Imgproxy(Imgproxy {
+            path_prefix: String::new(),
+            signing: Signing::Unsigned,
+            arguments_separator: ":".into(),
+            only_presets: false,
+            base64_includes_filename: false,
+            formats: Vec::new(),
+            enforced: Vec::new(),
+            dpr_steps: Vec::new(),
+            width_steps: Vec::new(),
+            forward_headers: Vec::new(),
+        }),
+        cookies: Cookies::Ignore,
+        store: StoreRules {
+            content_types: vec![MediaRange {
+                main: "image".into(),
+                sub: None,
+            }],
+            verify: Verify::Image,
+            exclude_headers: Vec::new(),
+        },
+        freshness: FreshnessRules {
+            default: None,
+            floor: Duration::ZERO,
+            ceiling: Duration::from_secs(3600),
+        },
+    })
+}
+
+fn request(method: Method) -> Event {
+    Event::Request(RequestHead {
+        method,
+        authority: Bytes::from_static(b"h"),
+        path: Bytes::from_static(b"/x/rs:fill:1:1/plain/local:///a.png"),
+        headers: HeaderMap::new(),
+        has_body: false,
+    })
+}
+
+fn response(length: usize) -> Event {
+    let field = |name, value: &str| {
+        (
+            HeaderName::from_static(name),
+            HeaderValue::from_str(value).unwrap(),
+        )
+    };
+    Event::Response(ResponseHead {
+        status: StatusCode::OK,
+        headers: [
+            field("content-type", "image/png"),
+            field("cache-control", "max-age=60"),
+            field("content-length", &length.to_string()),
+        ]
+        .into_iter()
+        .collect(),
+        has_body: true,
+        provenance: Provenance::Upstream,
+    })
+}
+
+fn body(bytes: impl Into<Bytes>, is_end: bool) -> Event {
+    Event::Body {
+        bytes: bytes.into(),
+        is_end,
+    }
+}
+
+fn step(session: Session, event: Event) -> Step {
+    session.handle(event, NOW).unwrap()
+}
+
+/// A session whose lookup is under way, and its key.
+fn looking_up(method: Method) -> (Session, Key) {
+    let (session, effect) = step(Session::new(policy(), LARGEST), request(method));
+    let Effect::LookUp { key, .. } = effect else {
+        panic!("{effect:?}")
+    };
+    (session, key)
+}
+
+/// A session that has sent its request on.
+fn forwarded(method: Method) -> Session {
+    let (session, _) = looking_up(method);
+    let (session, effect) = step(session, Event::Answer(Answer::Nothing(MissReason::Absent)));
+    assert!(
+        matches!(effect, Effect::Reply(Reply::Forward(_))),
+        "{effect:?}"
+    );
+    session
+}
+
+/// A session whose copy was begun, of a body of so many bytes.
+fn filling(length: usize) -> Session {
+    let (session, effect) = step(forwarded(Method::GET), response(length));
+    assert!(matches!(effect, Effect::Begin(_)), "{effect:?}");
+    let (session, effect) = step(session, Event::CopyBegun);
+    assert!(
+        matches!(
+            effect,
+            Effect::Reply(Reply::Mirror(CacheStatus::Miss { stored: true }))
+        ),
+        "{effect:?}"
+    );
+    session
+}
+
+fn record(key: &Key, age: u64) -> Arc<Record> {
+    Arc::new(Record {
+        key_digest: *key.digest(),
+        status: StatusCode::OK,
+        headers: [(
+            HeaderName::from_static("cache-control"),
+            HeaderValue::from_static("max-age=60"),
+        )]
+        .into_iter()
+        .collect(),
+        response_time: NOW,
+        initial_age: age,
+        body: BodyProof::of(&[Bytes::from_static(PNG)]),
+    })
+}
+
+fn found(record: Arc<Record>) -> Event {
+    Event::Answer(Answer::Found {
+        record,
+        body: StoredBody::Held(vec![Bytes::from_static(PNG)]),
+    })
+}
+
+#[test]
+fn a_fresh_entry_is_a_hit_with_age_and_cache_status() {
+    let (session, key) = looking_up(Method::GET);
+    let (session, effect) = step(session, found(record(&key, 7)));
+    let Effect::Reply(Reply::Hit(hit)) = effect else {
+        panic!("{effect:?}")
+    };
+    assert_eq!(hit.headers["age"], "7");
+    assert_eq!(hit.headers["cache-status"], "afterimage; hit; ttl=53");
+    assert!(matches!(hit.body, StoredBody::Held(_)));
+    assert_eq!(session.report(), Report::Hit);
+}
+
+#[test]
+fn a_head_is_answered_from_the_stored_get_without_its_body() {
+    let (session, key) = looking_up(Method::HEAD);
+    let (_, effect) = step(session, found(record(&key, 0)));
+    let Effect::Reply(Reply::Hit(hit)) = effect else {
+        panic!("{effect:?}")
+    };
+    assert_eq!(hit.content_length, PNG.len() as u64);
+    assert!(matches!(hit.body, StoredBody::NotNeeded));
+}
+
+#[test]
+fn an_entry_of_another_key_is_never_served() {
+    let (session, _) = looking_up(Method::GET);
+    let other = Key::from_parts("images", 1, [1; 32], [2; 32]);
+    let (session, effect) = step(session, found(record(&other, 0)));
+    assert!(matches!(effect, Effect::Reply(Reply::Forward(_))));
+    assert_eq!(session.report().reason(), "corrupt");
+}
+
+#[test]
+fn a_stale_entry_is_forwarded_and_says_so() {
+    let (session, key) = looking_up(Method::GET);
+    let (session, _) = step(session, found(record(&key, 60)));
+    let (session, _) = step(session, response(PNG.len()));
+    let (_, effect) = step(session, Event::CopyBegun);
+    let Effect::Reply(Reply::Mirror(status)) = effect else {
+        panic!("{effect:?}")
+    };
+    assert_eq!(
+        status.to_string(),
+        "afterimage; fwd=stale; fwd-status=200; stored"
+    );
+}
+
+#[test]
+fn a_head_that_misses_is_forwarded_unchanged_and_never_fills() {
+    let (session, _) = looking_up(Method::HEAD);
+    let (session, effect) = step(session, Event::Answer(Answer::Nothing(MissReason::Absent)));
+    let Effect::Reply(Reply::Forward(changes)) = effect else {
+        panic!("{effect:?}")
+    };
+    assert_eq!(changes, crate::policy::Forward::default());
+    let (session, effect) = step(session, response(PNG.len()));
+    assert!(matches!(
+        effect,
+        Effect::Reply(Reply::Pass(CacheStatus::Miss { stored: false }))
+    ));
+    assert!(session.is_done());
+}
+
+#[test]
+fn a_copy_that_cannot_be_begun_lets_the_response_pass_and_promises_nothing() {
+    let (session, _) = step(forwarded(Method::GET), response(PNG.len()));
+    let (session, effect) = step(session, Event::CopyLost(AbortReason::Budget));
+    assert!(matches!(
+        effect,
+        Effect::Reply(Reply::Pass(CacheStatus::Miss { stored: false }))
+    ));
+    assert_eq!(session.report().copy(), "budget");
+}
+
+#[test]
+fn a_whole_and_verified_body_finishes_the_copy() {
+    let (session, effect) = step(filling(PNG.len() + 1), body(PNG, false));
+    assert!(matches!(effect, Effect::Copy(CopyStep::Append(_))));
+    let (session, effect) = step(session, body("x", true));
+    assert!(matches!(effect, Effect::Copy(CopyStep::Finish(_))));
+    assert_eq!(session.report().copy(), "whole");
+}
+
+#[test]
+fn the_end_may_come_with_an_empty_piece() {
+    let (session, _) = step(filling(PNG.len()), body(PNG, false));
+    let (_, effect) = step(session, body("", true));
+    assert!(matches!(effect, Effect::Copy(CopyStep::Finish(_))));
+}
+
+#[test]
+fn a_body_that_is_not_as_promised_aborts_the_copy() {
+    let cases = [
+        (PNG.len() + 1, PNG.to_vec(), AbortReason::Length),
+        (PNG.len() - 1, PNG.to_vec(), AbortReason::Length),
+        (4, b"html".to_vec(), AbortReason::NotDeclaredImage),
+    ];
+    for (promised, bytes, reason) in cases {
+        let (session, effect) = step(filling(promised), body(bytes, true));
+        let Effect::Copy(CopyStep::Abort(aborted)) = effect else {
+            panic!("{effect:?}")
+        };
+        assert_eq!(aborted, reason);
+        assert!(session.is_done());
+    }
+}
+
+#[test]
+fn after_the_copy_is_lost_every_piece_still_passes() {
+    let (session, effect) = step(filling(100), Event::CopyLost(AbortReason::Deadline));
+    assert!(matches!(effect, Effect::Nothing));
+    let (session, effect) = step(session, body(PNG, false));
+    assert!(matches!(effect, Effect::Reply(Reply::Continue)));
+    let (session, effect) = step(session, body("", true));
+    assert!(matches!(effect, Effect::Reply(Reply::Continue)));
+    assert_eq!(session.report().copy(), "deadline");
+}
+
+#[test]
+fn what_is_cut_is_never_reported_as_whole() {
+    let (session, _) = step(filling(100), body(PNG, false));
+    assert_eq!(session.report().copy(), "cut");
+    assert_eq!(forwarded(Method::GET).report().copy(), "cut");
+    assert_eq!(looking_up(Method::GET).0.report(), Report::Left);
+}
+
+#[test]
+fn an_event_that_cannot_be_names_state_and_event() {
+    let error = forwarded(Method::GET).handle(body(PNG, true), NOW);
+    assert_eq!(
+        error.unwrap_err().to_string(),
+        "unexpected response body while waiting for a response"
+    );
+}
+
+/// What an arbitrary shell, proxy and store could do.
+fn any_event() -> impl Strategy<Value = u8> {
+    0_u8..14
+}
+
+fn event(number: u8, key: &Key) -> Event {
+    match number {
+        0 => request(Method::GET),
+        1 => request(Method::HEAD),
+        2 => request(Method::POST),
+        3 => Event::Answer(Answer::Nothing(MissReason::Absent)),
+        4 => found(record(key, 0)),
+        5 => found(record(key, 1000)),
+        6 => response(PNG.len()),
+        7 => response(100_000),
+        8 => Event::CopyBegun,
+        9 => Event::CopyLost(AbortReason::Store),
+        10 => body(PNG, false),
+        11 => body(PNG, true),
+        12 => body("", true),
+        _ => body(vec![0; 20_000], false),
+    }
+}
+
+proptest! {
+    /// However events are ordered: a copy is begun once, ends at most once, is finished only after
+    /// exactly the promised bytes, and nothing is done after the session is over.
+    #[test]
+    fn any_order_of_events_keeps_the_rules(numbers in proptest::collection::vec(any_event(), 1..40)) {
+        let (_, key) = looking_up(Method::GET);
+        let mut session = Session::new(policy(), LARGEST);
+        let mut begun = false;
+        let mut ended = false;
+        let mut answers = 0;
+        let mut messages = 0;
+        let mut copied = 0;
+        for number in numbers {
+            let was_done = session.is_done();
+            let event = event(number, &key);
+            let is_message = matches!(event, Event::Request(_) | Event::Response(_) | Event::Body { .. });
+            let Ok((next, effect)) = session.handle(event, NOW) else {
+                // The shell ends the conversation here.
+                return Ok(());
+            };
+            prop_assert!(!was_done);
+            messages += u32::from(is_message);
+            match effect {
+                Effect::LookUp { .. } | Effect::Nothing => {}
+                Effect::Reply(_) => answers += 1,
+                Effect::Begin(_) => {
+                    prop_assert!(!begun);
+                    begun = true;
+                }
+                Effect::Copy(step) => {
+                    prop_assert!(begun && !ended);
+                    answers += 1;
+                    match step {
+                        CopyStep::Append(bytes) => copied += bytes.len(),
+                        CopyStep::Finish(bytes) => {
+                            prop_assert_eq!(copied + bytes.len(), PNG.len());
+                            ended = true;
+                        }
+                        CopyStep::Abort(_) => ended = true,
+                    }
+                }
+            }
+            prop_assert!(answers <= messages);
+            session = next;
+        }
+    }
+}

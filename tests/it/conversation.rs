@@ -1,0 +1,408 @@
+//! Whole gRPC conversations in process: what Envoy is answered, message by message.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use afterimage::budget::Budget;
+use afterimage::clock::{Clock, Timestamp};
+use afterimage::collapse::InFlight;
+use afterimage::config::Config;
+use afterimage::extproc::{Routes, Shared, service};
+use afterimage::fill::Fills;
+use afterimage::store::MemoryStore;
+use afterimage::telemetry::Metrics;
+use anyhow::{Context as _, Result};
+use envoy_types::pb::envoy::config::core::v3::{HeaderMap, HeaderValue};
+use envoy_types::pb::envoy::extensions::filters::http::ext_proc::v3::processing_mode::{
+    BodySendMode, HeaderSendMode,
+};
+use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_client::ExternalProcessorClient;
+use envoy_types::pb::envoy::service::ext_proc::v3::processing_request::Request;
+use envoy_types::pb::envoy::service::ext_proc::v3::processing_response::Response;
+use envoy_types::pb::envoy::service::ext_proc::v3::{
+    HttpBody, HttpHeaders, HttpTrailers, ImmediateResponse, ProcessingRequest, ProcessingResponse,
+};
+use envoy_types::pb::google::protobuf::{Struct, Value, value};
+use proptest::prelude::*;
+use proptest::strategy::ValueTree as _;
+use proptest::test_runner::TestRunner;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_util::task::TaskTracker;
+use tonic::Streaming;
+use tonic::transport::{Channel, Server};
+
+use crate::support::wait;
+
+const PNG: &[u8] = b"\x89PNG\r\n\x1a\n and more";
+const FILTER: &str = "envoy.filters.http.ext_proc";
+
+/// A processor with a memory store and a clock that stands still, and a channel to it.
+struct Processor {
+    channel: Channel,
+    metrics: Metrics,
+    clock: Clock,
+}
+
+impl Processor {
+    async fn start() -> Result<Self> {
+        let file = tempfile::NamedTempFile::new()?;
+        std::fs::write(
+            file.path(),
+            "policies: {images: {kind: imgproxy, unsigned: true}}",
+        )?;
+        let config = Config::load(file.path())?;
+        let metrics = Metrics::new();
+        let budget = Budget::new(1 << 20);
+        let clock = Clock::manual(Timestamp::from_unix(1_800_000_000));
+        let store = Arc::new(MemoryStore::new(1 << 20));
+        let shared = Shared {
+            routes: Routes::new(config.policies, HashMap::new(), None),
+            store: Arc::clone(&store) as _,
+            budget: budget.clone(),
+            fills: Fills {
+                store,
+                budget,
+                in_flight: InFlight::default(),
+                metrics: metrics.clone(),
+                held_bytes: 1 << 20,
+                deadline: Duration::from_secs(60),
+                tasks: TaskTracker::new(),
+            },
+            metrics: metrics.clone(),
+            clock: clock.clone(),
+            lookup_deadline: Duration::from_secs(10),
+            immediate_bytes: 1 << 20,
+            largest_bytes: 1 << 20,
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let server = Server::builder().add_service(service(Arc::new(shared)));
+        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        drop(TcpStream::connect(address).await?);
+        let channel = Channel::from_shared(format!("http://{address}"))?
+            .connect()
+            .await?;
+        Ok(Self {
+            channel,
+            metrics,
+            clock,
+        })
+    }
+
+    async fn open(&self, policy: &str) -> Result<Conversation> {
+        let (sender, receiver) = mpsc::channel(64);
+        let mut request = tonic::Request::new(ReceiverStream::new(receiver));
+        request
+            .metadata_mut()
+            .insert("x-afterimage-policy", policy.parse()?);
+        let answers = ExternalProcessorClient::new(self.channel.clone())
+            .process(request)
+            .await?
+            .into_inner();
+        Ok(Conversation { sender, answers })
+    }
+
+    /// Lets a body through to the store.
+    async fn fill(&self, path: &str) -> Result<()> {
+        let before = self.count("afterimage_fills_total{result=\"committed\"");
+        let mut conversation = self.open("images").await?;
+        conversation.ask(get(path)).await?;
+        conversation.ask(image(PNG.len())).await?;
+        conversation.ask(body(PNG, true)).await?;
+        wait::until("the commit", Duration::from_secs(10), async || {
+            self.count("afterimage_fills_total{result=\"committed\"") > before
+        })
+        .await
+    }
+
+    fn count(&self, beginning: &str) -> u64 {
+        let page = self.metrics.encode();
+        let lines = page.lines().filter(|line| line.starts_with(beginning));
+        lines
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+            .sum()
+    }
+}
+
+struct Conversation {
+    sender: mpsc::Sender<ProcessingRequest>,
+    answers: Streaming<ProcessingResponse>,
+}
+
+impl Conversation {
+    async fn ask(&mut self, message: ProcessingRequest) -> Result<ProcessingResponse> {
+        self.sender.send(message).await?;
+        let answer = tokio::time::timeout(Duration::from_secs(10), self.answers.message());
+        answer
+            .await??
+            .context("the stream ended instead of an answer")
+    }
+
+    /// Whether nothing more comes once no more is said.
+    async fn is_silent(mut self) -> Result<bool> {
+        drop(self.sender);
+        Ok(self.answers.message().await?.is_none())
+    }
+}
+
+fn message(request: Request) -> ProcessingRequest {
+    ProcessingRequest {
+        request: Some(request),
+        ..ProcessingRequest::default()
+    }
+}
+
+fn headers(fields: &[(&str, &str)], end_of_stream: bool) -> HttpHeaders {
+    let headers = fields.iter().map(|(key, value)| HeaderValue {
+        key: (*key).to_owned(),
+        raw_value: value.as_bytes().to_vec(),
+        ..HeaderValue::default()
+    });
+    HttpHeaders {
+        headers: Some(HeaderMap {
+            headers: headers.collect(),
+        }),
+        end_of_stream,
+        ..HttpHeaders::default()
+    }
+}
+
+fn request(method: &str, path: &str) -> ProcessingRequest {
+    message(Request::RequestHeaders(headers(
+        &[
+            (":method", method),
+            (":path", path),
+            (":authority", "h"),
+            ("cookie", "a=b"),
+        ],
+        true,
+    )))
+}
+
+fn get(path: &str) -> ProcessingRequest {
+    request("GET", path)
+}
+
+/// The head of an answer of the upstream with an image of so many bytes.
+fn image(length: usize) -> ProcessingRequest {
+    let details = Value {
+        kind: Some(value::Kind::StringValue("via_upstream".to_owned())),
+    };
+    let attributes = Struct {
+        fields: [("response.code_details".to_owned(), details)].into(),
+    };
+    ProcessingRequest {
+        attributes: [(FILTER.to_owned(), attributes)].into(),
+        ..message(Request::ResponseHeaders(headers(
+            &[
+                (":status", "200"),
+                ("content-type", "image/png"),
+                ("content-length", &length.to_string()),
+                ("cache-control", "max-age=60"),
+            ],
+            false,
+        )))
+    }
+}
+
+fn body(bytes: &[u8], end_of_stream: bool) -> ProcessingRequest {
+    message(Request::ResponseBody(HttpBody {
+        body: bytes.to_vec(),
+        end_of_stream,
+        ..HttpBody::default()
+    }))
+}
+
+fn path(number: u32) -> String {
+    format!("/x/rs:fit:{number}:1/plain/local:///a.png")
+}
+
+fn immediate(answer: ProcessingResponse) -> Result<ImmediateResponse> {
+    match answer.response {
+        Some(Response::ImmediateResponse(hit)) => Ok(hit),
+        other => anyhow::bail!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_miss_asks_for_the_body_only_once_the_answer_is_storable() -> Result<()> {
+    let processor = Processor::start().await?;
+    let mut conversation = processor.open("images").await?;
+
+    let forward = conversation.ask(get(&path(1))).await?;
+    assert!(forward.mode_override.is_none());
+    let Some(Response::RequestHeaders(forward)) = forward.response else {
+        panic!("{forward:?}")
+    };
+    let mutation = forward.response.unwrap().header_mutation.unwrap();
+    assert_eq!(mutation.remove_headers, ["cookie"]);
+
+    let mirror = conversation.ask(image(PNG.len())).await?;
+    let mode = mirror.mode_override.unwrap();
+    assert_eq!(mode.response_body_mode(), BodySendMode::Streamed);
+    assert_eq!(mode.request_body_mode(), BodySendMode::None);
+
+    for (bytes, is_end) in [(&PNG[..9], false), (&PNG[9..], false), (b"", true)] {
+        let answer = conversation.ask(body(bytes, is_end)).await?;
+        let Some(Response::ResponseBody(answer)) = answer.response else {
+            panic!("{answer:?}")
+        };
+        assert!(
+            answer
+                .response
+                .is_none_or(|common| common.body_mutation.is_none())
+        );
+    }
+    assert!(conversation.is_silent().await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_hit_is_one_answer_and_then_silence() -> Result<()> {
+    let processor = Processor::start().await?;
+    processor.fill(&path(1)).await?;
+    processor.clock.advance(10);
+    let mut conversation = processor.open("images").await?;
+    let hit = immediate(conversation.ask(get(&path(1))).await?)?;
+    assert_eq!(hit.body, PNG);
+    assert_eq!(hit.status.unwrap().code, 200);
+    let fields = hit.headers.unwrap().set_headers;
+    let value = |name: &str| {
+        let field = fields
+            .iter()
+            .filter_map(|field| field.header.as_ref())
+            .find(|field| field.key == name)?;
+        Some(String::from_utf8_lossy(&field.raw_value).into_owned())
+    };
+    assert_eq!(value("age").as_deref(), Some("10"));
+    assert_eq!(
+        value("cache-status").as_deref(),
+        Some("afterimage; hit; ttl=50")
+    );
+    assert_eq!(value("content-type").as_deref(), Some("image/png"));
+    assert!(conversation.is_silent().await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_entry_is_forwarded_from_the_second_in_which_it_is_stale() -> Result<()> {
+    let processor = Processor::start().await?;
+    processor.fill(&path(1)).await?;
+    processor.clock.advance(59);
+    let mut fresh = processor.open("images").await?;
+    immediate(fresh.ask(get(&path(1))).await?)?;
+    processor.clock.advance(1);
+    let mut stale = processor.open("images").await?;
+    let answer = stale.ask(get(&path(1))).await?;
+    assert!(matches!(answer.response, Some(Response::RequestHeaders(_))));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_bypass_asks_to_be_left_out_of_the_rest() -> Result<()> {
+    let processor = Processor::start().await?;
+    for (policy, message) in [
+        ("images", request("POST", &path(1))),
+        ("images", get("/no")),
+        ("unknown", get(&path(1))),
+        ("bypass", get(&path(1))),
+    ] {
+        let mut conversation = processor.open(policy).await?;
+        let answer = conversation.ask(message).await?;
+        let mode = answer.mode_override.context("a mode")?;
+        assert_eq!(mode.response_header_mode(), HeaderSendMode::Skip);
+        assert_eq!(mode.response_body_mode(), BodySendMode::None);
+        // A filter that does not allow the override goes on asking, and is answered.
+        let answer = conversation.ask(image(3)).await?;
+        assert!(matches!(
+            answer.response,
+            Some(Response::ResponseHeaders(_))
+        ));
+    }
+    assert_eq!(processor.count("afterimage_requests_total{"), 4);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_stream_that_ends_in_the_middle_of_a_body_leaves_nothing() -> Result<()> {
+    let processor = Processor::start().await?;
+    let mut conversation = processor.open("images").await?;
+    conversation.ask(get(&path(1))).await?;
+    conversation.ask(image(PNG.len())).await?;
+    conversation.ask(body(&PNG[..9], false)).await?;
+    assert!(conversation.is_silent().await?);
+    wait::until("the abort", Duration::from_secs(10), async || {
+        processor.count("afterimage_fills_total{result=\"aborted\",reason=\"cut\"") == 1
+    })
+    .await?;
+    let mut again = processor.open("images").await?;
+    let answer = again.ask(get(&path(1))).await?;
+    assert!(matches!(answer.response, Some(Response::RequestHeaders(_))));
+    Ok(())
+}
+
+/// Any message that Envoy's protocol knows, sensible here or not.
+fn any_message() -> impl Strategy<Value = ProcessingRequest> {
+    let trailers = || HttpTrailers::default();
+    prop_oneof![
+        Just(get(&path(7))),
+        Just(request("HEAD", &path(7))),
+        Just(request("\u{1}", "")),
+        Just(message(Request::RequestHeaders(HttpHeaders::default()))),
+        Just(image(PNG.len())),
+        Just(image(3)),
+        Just(message(Request::ResponseHeaders(HttpHeaders::default()))),
+        Just(body(PNG, true)),
+        Just(body(PNG, false)),
+        Just(body(b"", true)),
+        Just(message(Request::RequestBody(HttpBody::default()))),
+        Just(message(Request::RequestTrailers(trailers()))),
+        Just(message(Request::ResponseTrailers(trailers()))),
+    ]
+}
+
+/// Whatever order messages come in, each has one answer, of its own phase or a terminal one, and
+/// after a terminal one there is silence.
+#[tokio::test]
+async fn every_message_in_any_order_has_exactly_one_answer() -> Result<()> {
+    let processor = Processor::start().await?;
+    processor.fill(&path(7)).await?;
+    let mut runner = TestRunner::deterministic();
+    let sequences = proptest::collection::vec(any_message(), 1..12);
+    for _ in 0..500 {
+        let sequence = sequences
+            .new_tree(&mut runner)
+            .map_err(anyhow::Error::msg)?
+            .current();
+        let mut conversation = processor.open("images").await?;
+        for message in sequence {
+            let asked = message.request.clone().context("a request")?;
+            let answer = conversation.ask(message).await?;
+            let answer = answer.response.context("an answer")?;
+            let is_terminal = matches!(
+                answer,
+                Response::ImmediateResponse(_) | Response::StreamedImmediateResponse(_)
+            );
+            let fits = matches!(
+                (&asked, &answer),
+                (Request::RequestHeaders(_), Response::RequestHeaders(_))
+                    | (Request::ResponseHeaders(_), Response::ResponseHeaders(_))
+                    | (Request::RequestBody(_), Response::RequestBody(_))
+                    | (Request::ResponseBody(_), Response::ResponseBody(_))
+                    | (Request::RequestTrailers(_), Response::RequestTrailers(_))
+                    | (Request::ResponseTrailers(_), Response::ResponseTrailers(_))
+            );
+            assert!(fits || is_terminal, "{asked:?} was answered {answer:?}");
+            if is_terminal {
+                // What Envoy might still say is not heard any more.
+                let _ = conversation.sender.send(image(3)).await;
+                break;
+            }
+        }
+        assert!(conversation.is_silent().await?);
+    }
+    Ok(())
+}
