@@ -130,7 +130,7 @@ fn addresses_that_others_can_reach_are_refused_for_the_processor() {
 fn secrets_do_not_show() {
     let config = load(
         "store: {kind: s3, s3: {endpoint: 'http://h', access_key_id: id, secret_access_key: hunter2}}
-policies: {p: {kind: imgproxy, signature: {pairs: [{key: 5eed, salt: c0ffee}]}}}",
+policies: {p: {kind: imgproxy, signature: {pairs: [{key: 5eed, salt: c0ffee}], trusted: [hunter2]}}}",
     )
     .unwrap();
     let shown = format!("{config:?}");

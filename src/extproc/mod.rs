@@ -1,7 +1,7 @@
 //! The conversation with Envoy: a shell around [`crate::session`].
 //!
-//! [`service`] accepts one gRPC stream for each request, [`driver`] turns its messages into events
-//! and effects into answers, [`wire`] is the only file that names Envoy's messages.
+//! `service.rs` accepts one gRPC stream for each request, `driver.rs` turns its messages into events
+//! and effects into answers, `wire.rs` is the only file that names Envoy's messages.
 
 mod driver;
 mod route_metadata;

@@ -3,7 +3,7 @@
 //! A policy of this kind stands for one imgproxy and reads a request as that imgproxy would: two
 //! requests that it answers alike may share a key, two that it may answer differently never do.
 //!
-//! Requests that lead carry a fixed list of fields to imgproxy: [`Variant`](variant::Variant)'s,
+//! Requests that lead carry a fixed list of fields to imgproxy: [`Variant`]'s,
 //! those of tracing, and the ones that the operator names. `baggage` is not among them: its content
 //! is free, and tracing may hand it on to the servers of the sources.
 
@@ -221,7 +221,7 @@ pub enum ImageFormat {
 }
 
 /// What the first path segment is.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub enum Signing {
     /// A signature, verified on every request and left out of the key.
     Pairs {
@@ -236,6 +236,26 @@ pub enum Signing {
     Unsigned,
     /// Unknown: it stays in the key, and with it the whole path that it may sign, `expires` included.
     Unknown,
+}
+
+impl fmt::Debug for Signing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            // A trusted signature is as good as a key.
+            Self::Pairs {
+                pairs,
+                size,
+                trusted,
+            } => f
+                .debug_struct("Pairs")
+                .field("pairs", pairs)
+                .field("size", size)
+                .field("trusted", &format_args!("{} (***)", trusted.len()))
+                .finish(),
+            Self::Unsigned => f.write_str("Unsigned"),
+            Self::Unknown => f.write_str("Unknown"),
+        }
+    }
 }
 
 /// A key and a salt of imgproxy, decoded.

@@ -530,3 +530,6 @@ fn write_all_vectored(mut file: &File, mut slices: &mut [io::IoSlice<'_>]) -> io
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -170,3 +170,52 @@ impl Writer for MemoryWriter {
         self.store.insert(&self.key, record, self.body)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, StatusCode};
+
+    use super::*;
+    use crate::clock::Timestamp;
+    use crate::entry::BodyProof;
+
+    async fn put(store: &MemoryStore, number: u8, length: usize) -> Result<(), Error> {
+        let key = key(number);
+        let body = [Bytes::from(vec![number; length])];
+        let record = Record {
+            key_digest: *key.digest(),
+            status: StatusCode::OK,
+            headers: HeaderMap::new(),
+            response_time: Timestamp::from_unix(0),
+            initial_age: 0,
+            body: BodyProof::of(&body),
+        };
+        store.put(&key, &record, &body).await
+    }
+
+    fn key(number: u8) -> Key {
+        Key::from_parts("images", 1, [number; 32], [number; 32])
+    }
+
+    #[tokio::test]
+    async fn what_was_written_longest_ago_goes_first() {
+        let store = MemoryStore::new(100);
+        for number in [1, 2, 3, 1] {
+            put(&store, number, 30).await.unwrap();
+        }
+        put(&store, 4, 40).await.unwrap();
+        for (number, is_kept) in [(1, true), (2, false), (3, true), (4, true)] {
+            let head = store.head(&key(number)).await.unwrap();
+            assert_eq!(head.is_some(), is_kept, "{number}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_fit_is_refused_and_evicts_nothing() {
+        let store = MemoryStore::new(100);
+        put(&store, 1, 100).await.unwrap();
+        let refused = put(&store, 2, 101).await;
+        assert!(matches!(refused, Err(Error::TooLarge(_))), "{refused:?}");
+        assert!(store.head(&key(1)).await.unwrap().is_some());
+    }
+}

@@ -416,3 +416,6 @@ async fn within<T>(
         .await
         .unwrap_or(Err(Error::TimedOut))
 }
+
+#[cfg(test)]
+mod tests;

@@ -142,7 +142,7 @@ impl Conversation {
     }
 
     /// Whether nothing more comes once no more is said.
-    async fn is_silent(mut self) -> Result<bool> {
+    async fn falls_silent(mut self) -> Result<bool> {
         drop(self.sender);
         Ok(self.answers.message().await?.is_none())
     }
@@ -256,7 +256,7 @@ async fn a_miss_asks_for_the_body_only_once_the_answer_is_storable() -> Result<(
                 .is_none_or(|common| common.body_mutation.is_none())
         );
     }
-    assert!(conversation.is_silent().await?);
+    assert!(conversation.falls_silent().await?);
     Ok(())
 }
 
@@ -283,7 +283,7 @@ async fn a_hit_is_one_answer_and_then_silence() -> Result<()> {
         Some("afterimage; hit; ttl=50")
     );
     assert_eq!(value("content-type").as_deref(), Some("image/png"));
-    assert!(conversation.is_silent().await?);
+    assert!(conversation.falls_silent().await?);
     Ok(())
 }
 
@@ -333,7 +333,7 @@ async fn a_stream_that_ends_in_the_middle_of_a_body_leaves_nothing() -> Result<(
     conversation.ask(get(&path(1))).await?;
     conversation.ask(image(PNG.len())).await?;
     conversation.ask(body(&PNG[..9], false)).await?;
-    assert!(conversation.is_silent().await?);
+    assert!(conversation.falls_silent().await?);
     wait::until("the abort", Duration::from_secs(10), async || {
         processor.count("afterimage_fills_total{result=\"aborted\",reason=\"cut\"") == 1
     })
@@ -402,7 +402,7 @@ async fn every_message_in_any_order_has_exactly_one_answer() -> Result<()> {
                 break;
             }
         }
-        assert!(conversation.is_silent().await?);
+        assert!(conversation.falls_silent().await?);
     }
     Ok(())
 }

@@ -94,6 +94,7 @@ async fn garage_has_its_bucket_and_its_rules() -> Result<()> {
         assert_eq!(rules[0]["Expiration"], json!({"Days": 40}));
         let abort = json!({"DaysAfterInitiation": 1});
         assert_eq!(rules[1]["AbortIncompleteMultipartUpload"], abort);
+        assert_eq!(rules[2]["Filter"]["Prefix"], "staging/");
 
         stack.garage().process.kill()?;
         stack.garage().process.start_again()?;

@@ -1,5 +1,10 @@
 //! Everything that is tested from outside, as one binary.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, helpers included"
+)]
+
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -15,7 +15,8 @@ use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, StatusCode};
 
-use crate::garage::{Garage, Listen};
+use crate::garage::Garage;
+use crate::support::garage::Transport;
 
 /// Defines the suite: each case once for memory and once for disk, and all of them on one Garage.
 macro_rules! contract {
@@ -73,13 +74,13 @@ contract! {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn garage_over_tcp() {
-    let garage = Garage::start(&Listen::Tcp).await;
+    let garage = Garage::start(Transport::Tcp).await;
     on_garage(&garage, "some/prefix").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn garage_over_a_unix_socket() {
-    let garage = Garage::start(&Listen::Unix).await;
+    let garage = Garage::start(Transport::Unix).await;
     on_garage(&garage, "").await;
 }
 

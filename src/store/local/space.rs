@@ -20,7 +20,8 @@ const DEPTH: u32 = 5;
 pub(super) struct Space {
     path: PathBuf,
     max_bytes: u64,
-    /// Bytes of entries. Writes during a walk are counted twice until the next one, so that it
+    /// Bytes of entries; none until the first walk has ended, so that what is written meanwhile
+    /// may exceed the bound for as long. Writes during a walk are counted twice until the next one, so that it
     /// errs on the side of too early evictions.
     stored: AtomicI64,
     /// Bytes promised to files that are being written.
@@ -64,6 +65,16 @@ impl Space {
     pub(super) fn removed(&self, length: u64) {
         self.stored
             .fetch_sub(signed(cost(length)), Ordering::SeqCst);
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_measured(&self) -> bool {
+        self.stored.load(Ordering::SeqCst) > 0
+    }
+
+    #[cfg(test)]
+    pub(super) fn reserved(&self) -> u64 {
+        self.reserved.load(Ordering::SeqCst)
     }
 
     fn free(&self) -> u64 {

@@ -30,7 +30,6 @@ use hyper_util::client::legacy::connect::{
 };
 use hyper_util::client::legacy::{Client, Error as ClientError};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use socket2::SockRef;
 use tokio::net::{TcpStream, UnixStream};
 use tower_service::Service;
 
@@ -254,7 +253,7 @@ impl QuickAckStream {
     fn arm(&self) {
         // Without it answers are slow, but whole.
         #[cfg(target_os = "linux")]
-        let _ = SockRef::from(self.0.inner()).set_tcp_quickack(true);
+        let _ = socket2::SockRef::from(self.0.inner()).set_tcp_quickack(true);
     }
 }
 
