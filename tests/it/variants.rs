@@ -112,7 +112,7 @@ async fn every_accept_of_a_browser_gets_its_class_and_a_class_has_one_entry() ->
         let own = get(&imgproxy, IMAGE, accept).await?;
         assert_eq!(own.header("content-type"), Some(media_type), "{accept}");
         let of_class = bodies.entry(media_type).or_insert(own.body.clone());
-        assert_eq!(own.body, of_class, "{accept}");
+        assert_eq!(&own.body, of_class, "{accept}");
         for round in 0..2 {
             let answer = get(&stack.client, IMAGE, accept).await?;
             assert_eq!(answer.header("content-type"), Some(media_type), "{accept}");
