@@ -242,7 +242,7 @@ impl Policy {
             Verify::Image => Content::Image(media_type),
             Verify::None => Content::Unverified,
         };
-        // Nothing would end the copy, and nothing is gained by it.
+        // No body, no end of it at which a copy could be seen to be whole.
         if !response.has_body {
             return Err(NotStorable::NoBody);
         }
