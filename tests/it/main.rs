@@ -18,6 +18,8 @@ mod garage;
 mod harness;
 // What Envoy itself answers.
 mod local_replies;
+// Answers that only pass.
+mod not_stored;
 // What is in the bucket.
 mod objects;
 // Answers of the real imgproxy, replayed.
@@ -30,7 +32,7 @@ mod s3_faults;
 mod signatures;
 // The contract of `Store`, on memory, on disk and on Garage.
 mod store_suite;
-// Which answers are stored, and which only pass.
+// Which answers are stored, and for how long.
 mod storing;
 // Much traffic of all kinds at once.
 mod traffic;
