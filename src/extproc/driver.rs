@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use super::service::Routes;
@@ -21,7 +21,7 @@ use crate::session::{
 };
 use crate::store::{self, BodyStream, Store};
 use crate::telemetry::Metrics;
-use crate::telemetry::metrics::StreamGuard;
+use crate::telemetry::metrics::GaugeGuard;
 
 /// Bytes in one message of a streamed hit.
 const STREAMED_PIECE_BYTES: usize = 64 * 1024;
@@ -92,6 +92,14 @@ struct Fetched {
     room: Option<Reservation>,
 }
 
+/// What a lookup found before it asked for room.
+enum Source {
+    /// All that the answer needs.
+    Fetched(Fetched),
+    /// An entry whose body is still to be read.
+    Store(store::Found),
+}
+
 impl Conversation {
     pub(super) fn new(
         shared: Arc<Shared>,
@@ -114,6 +122,9 @@ impl Conversation {
             if let Some(Err(error)) = &piece {
                 self.shared.metrics.broken_hit();
                 warn!(error = error.message(), "streamed hit was broken off");
+                if error.code() == Code::DataLoss {
+                    self.forget_entry();
+                }
             }
             if !matches!(piece, Some(Ok(_))) {
                 self.state = State::Ended;
@@ -349,6 +360,20 @@ impl Conversation {
         wire::streamed_head(&hit, false)
     }
 
+    /// Removes an entry whose body is not the one that was stored: nothing would replace it as long
+    /// as it is fresh, and every hit would be broken off.
+    fn forget_entry(&self) {
+        let Some(key) = self.log.key.clone() else {
+            return;
+        };
+        let store = Arc::clone(&self.shared.store);
+        self.shared.fills.tasks.spawn(async move {
+            if let Err(error) = store.delete(&key).await {
+                warn!(key = %key.object_name(), error = %store::Causes(&error), "corrupt entry was not removed");
+            }
+        });
+    }
+
     /// Leaves this request to Envoy.
     fn leave_out(&mut self, reason: BypassReason) -> ProcessingResponse {
         self.log.report = Report::Bypass(reason);
@@ -391,10 +416,7 @@ impl Conversation {
 
     async fn look_up(&mut self, key: &Key, method: LookupMethod) -> Fetched {
         let stopwatch = Stopwatch::start();
-        let deadline = self.shared.lookup_deadline;
-        let result = tokio::time::timeout(deadline, self.shared.fetch(key, method))
-            .await
-            .unwrap_or(Err(store::Error::TimedOut));
+        let result = self.shared.fetch(key, method, &stopwatch).await;
         let took = stopwatch.elapsed();
         self.shared.metrics.lookup(took);
         self.log.lookup = took;
@@ -420,36 +442,21 @@ impl Conversation {
 
 impl Shared {
     /// Gets an entry: from a fill that is not confirmed yet, else from the store; its body whole
-    /// and proved if it goes out in one message.
-    async fn fetch(&self, key: &Key, method: LookupMethod) -> Result<Fetched, store::Error> {
-        if let Some(held) = self.fills.in_flight.get(key).await {
-            return Ok(Fetched {
-                answer: Answer::Found {
-                    record: Arc::clone(&held.record),
-                    body: StoredBody::Held(held.chunks.clone()),
-                },
-                body: None,
-                room: None,
-            });
-        }
-        let found = match method {
-            LookupMethod::Head => {
-                return Ok(self.store.head(key).await?.map_or_else(
-                    || Fetched::nothing(MissReason::Absent),
-                    |record| Fetched {
-                        answer: Answer::Found {
-                            record: Arc::new(record),
-                            body: StoredBody::NotNeeded,
-                        },
-                        body: None,
-                        room: None,
-                    },
-                ));
-            }
-            LookupMethod::Get => self.store.get(key).await?,
-        };
-        let Some(store::Found { record, body }) = found else {
-            return Ok(Fetched::nothing(MissReason::Absent));
+    /// and proved if it goes out in one message. All within the lookup deadline.
+    async fn fetch(
+        &self,
+        key: &Key,
+        method: LookupMethod,
+        since: &Stopwatch,
+    ) -> Result<Fetched, store::Error> {
+        let time_left = || self.lookup_deadline.saturating_sub(since.elapsed());
+        let timed_out = |_| store::Error::TimedOut;
+        let found = tokio::time::timeout(time_left(), self.find(key, method))
+            .await
+            .map_err(timed_out)??;
+        let store::Found { record, body } = match found {
+            Source::Fetched(fetched) => return Ok(fetched),
+            Source::Store(found) => found,
         };
         let length = record.body.content_length;
         if length > self.largest_bytes {
@@ -461,12 +468,15 @@ impl Shared {
         } else {
             STREAMED_ROOM_BYTES
         };
-        // The caller's deadline bounds the wait; room that never comes is known at once.
-        let Ok(room) = self.budget.reserve(wanted).await else {
+        let room = tokio::time::timeout(time_left(), self.budget.reserve(wanted)).await;
+        let Ok(Ok(room)) = room else {
             return Ok(Fetched::nothing(MissReason::Budget));
         };
         let (held, streamed) = if is_whole {
-            let bytes = store::read_whole(&record, body).await?;
+            let whole = store::read_whole(&record, body);
+            let bytes = tokio::time::timeout(time_left(), whole)
+                .await
+                .map_err(timed_out)??;
             (StoredBody::Held(vec![bytes]), None)
         } else {
             (StoredBody::Streamed, Some(body))
@@ -478,6 +488,32 @@ impl Shared {
             },
             body: streamed,
             room: Some(room),
+        })
+    }
+
+    /// Everything of [`Shared::fetch`] that needs no room.
+    async fn find(&self, key: &Key, method: LookupMethod) -> Result<Source, store::Error> {
+        let found = |record, body| {
+            Source::Fetched(Fetched {
+                answer: Answer::Found { record, body },
+                body: None,
+                room: None,
+            })
+        };
+        let nothing = || Source::Fetched(Fetched::nothing(MissReason::Absent));
+        if let Some(held) = self.fills.in_flight.get(key).await {
+            let body = StoredBody::Held(held.chunks.clone());
+            return Ok(found(Arc::clone(&held.record), body));
+        }
+        Ok(match method {
+            LookupMethod::Head => match self.store.head(key).await? {
+                Some(record) => found(Arc::new(record), StoredBody::NotNeeded),
+                None => nothing(),
+            },
+            LookupMethod::Get => match self.store.get(key).await? {
+                Some(found) => Source::Store(found),
+                None => nothing(),
+            },
         })
     }
 }
@@ -528,6 +564,9 @@ impl Sending {
                         self.waiting.push_back(chunk);
                     }
                 }
+                Some(Err(error @ store::Error::Corrupt(_))) => {
+                    return Some(Err(Status::data_loss(store::Causes(&error).to_string())));
+                }
                 Some(Err(error)) => {
                     return Some(Err(Status::unavailable(store::Causes(&error).to_string())));
                 }
@@ -558,7 +597,7 @@ struct Log {
     has_ended: bool,
     /// What a hit holds until it is out.
     room: Option<Reservation>,
-    _present: StreamGuard,
+    _present: GaugeGuard,
 }
 
 impl Log {
