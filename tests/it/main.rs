@@ -24,6 +24,8 @@ mod harness;
 mod hits;
 // What Envoy itself answers.
 mod local_replies;
+// Answers that only pass.
+mod not_stored;
 // What is in the bucket.
 mod objects;
 // What an operator sees: pages, log, the end.
@@ -46,7 +48,7 @@ mod signatures;
 mod store_failures;
 // The contract of `Store`, on memory, on disk and on Garage.
 mod store_suite;
-// Which answers are stored, and which only pass.
+// Which answers are stored, and for how long.
 mod storing;
 // Much traffic of all kinds at once.
 mod traffic;
