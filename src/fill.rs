@@ -22,6 +22,7 @@ use crate::policy::{Key, Storable};
 use crate::session::{AbortReason, FillPlan};
 use crate::store::{self, Store};
 use crate::telemetry::Metrics;
+use crate::telemetry::metrics::GaugeGuard;
 
 /// Pieces of a large body that may wait for the store; each has its room in the budget.
 const QUEUED_PIECES: usize = 64;
@@ -54,7 +55,11 @@ pub struct Fill {
     key: Key,
     storable: Storable,
     copy: Copy,
+    open: OpenGuard,
 }
+
+/// Counts a fill as open until neither the fill nor a task that writes for it has it any more.
+type OpenGuard = Arc<GaugeGuard>;
 
 #[derive(Debug)]
 enum Copy {
@@ -90,9 +95,10 @@ impl Fills {
         record(&key, &storable, BodyProof::of(&[]))
             .encode()
             .map_err(|_| AbortReason::RecordTooLarge)?;
+        let open = Arc::new(self.metrics.open_fill());
         let copy = match storable.content_length {
             Some(length) if length > self.held_bytes => {
-                Copy::Passing(self.pass_on(key.clone(), storable.clone()))
+                Copy::Passing(self.pass_on(key.clone(), storable.clone(), &open))
             }
             known => {
                 let reserved = known.unwrap_or(0);
@@ -108,6 +114,7 @@ impl Fills {
             key,
             storable,
             copy,
+            open,
         })
     }
 
@@ -124,6 +131,7 @@ impl Fills {
             key,
             storable,
             copy,
+            open,
         } = fill;
         let copy = match copy {
             Copy::Held(mut held) => {
@@ -136,7 +144,7 @@ impl Fills {
                 if held.length <= self.held_bytes {
                     Copy::Held(held)
                 } else {
-                    let queue = self.pass_on(key.clone(), storable.clone());
+                    let queue = self.pass_on(key.clone(), storable.clone(), &open);
                     send(&queue, Piece::Chunks(held.chunks, held.room))?;
                     Copy::Passing(queue)
                 }
@@ -151,6 +159,7 @@ impl Fills {
             key,
             storable,
             copy,
+            open,
         })
     }
 
@@ -163,6 +172,7 @@ impl Fills {
                 let pending = self.in_flight.announce(&fill.key);
                 self.tasks.spawn(async move {
                     fills.put(&fill.key, fill.storable, held, pending).await;
+                    drop(fill.open);
                 });
             }
             Copy::Passing(queue) => {
@@ -170,6 +180,7 @@ impl Fills {
                     if queue.send(Piece::End).await.is_err() {
                         fills.metrics.aborted(AbortReason::Store);
                     }
+                    drop(fill.open);
                 });
             }
         }
@@ -205,13 +216,23 @@ impl Fills {
 
     /// Starts the task that writes a large body while it passes. It ends without a commit when the
     /// queue is dropped before [`Piece::End`].
-    fn pass_on(&self, key: Key, storable: Storable) -> mpsc::Sender<Piece> {
+    fn pass_on(&self, key: Key, storable: Storable, open: &OpenGuard) -> mpsc::Sender<Piece> {
         let (sender, mut queue) = mpsc::channel(QUEUED_PIECES);
         let fills = self.clone();
+        let open = Arc::clone(open);
         self.tasks.spawn(async move {
             if let Err(error) = fills.write(&key, storable, &mut queue).await {
                 warn!(key = %key.object_name(), error = %store::Causes(&error), "large fill failed");
+                // Whoever still appends meets the closed queue and counts the loss. Where the end
+                // is in the queue already, nobody does.
+                queue.close();
+                while let Some(piece) = queue.recv().await {
+                    if matches!(piece, Piece::End) {
+                        fills.metrics.aborted(AbortReason::Store);
+                    }
+                }
             }
+            drop(open);
         });
         sender
     }

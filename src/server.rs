@@ -4,7 +4,7 @@
 //! ready, and named with its field. At the end streams and fills may go on until a deadline.
 
 use std::io;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -160,13 +160,34 @@ enum Incoming {
     Tcp(TcpListener, String),
 }
 
-/// The file of a socket, which goes when the process does.
-struct SocketFile(PathBuf);
+/// The file of a socket, which goes when the process does, unless a successor has put its own in
+/// that place meanwhile.
+struct SocketFile {
+    path: PathBuf,
+    /// Device and inode; `None` when it was gone as soon as it was made.
+    identity: Option<(u64, u64)>,
+}
+
+impl SocketFile {
+    fn of(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            identity: identity(path),
+        }
+    }
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
+        if self.identity.is_some() && identity(&self.path) == self.identity {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let found = std::fs::symlink_metadata(path).ok()?;
+    Some((found.dev(), found.ino()))
 }
 
 impl Incoming {
@@ -183,14 +204,14 @@ impl Incoming {
                 .map_err(|error| failed(address.to_string(), listen_hint(&error))),
             Listen::Unix(path) => bind_unix(path)
                 .await
-                .map(|listener| Self::Unix(listener, SocketFile(path.clone())))
+                .map(|listener| Self::Unix(listener, SocketFile::of(path)))
                 .map_err(|hint| failed(format!("unix:{}", path.display()), hint)),
         }
     }
 
     fn address(&self) -> String {
         match self {
-            Self::Unix(_, file) => format!("unix:{}", file.0.display()),
+            Self::Unix(_, file) => format!("unix:{}", file.path.display()),
             Self::Tcp(_, address) => address.clone(),
         }
     }

@@ -80,7 +80,11 @@ impl Config {
             overrides.extend(override_field(&mut tree, &name, &value));
         }
         let raw = read(Value::Object(tree), overrides, &mut problems);
-        let config = raw.and_then(|raw| raw.validate(&mut problems));
+        let mut later = Vec::new();
+        let config = raw.and_then(|raw| raw.validate(&mut later));
+        // A value that cannot be read was left out; that it is missing now is no second problem.
+        later.retain(|later| !problems.iter().any(|problem| problem.shares_place(later)));
+        problems.append(&mut later);
         match config {
             Some(config) if problems.is_empty() => Ok(config),
             _ => Err(problems),

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use data_encoding::HEXLOWER_PERMISSIVE;
-use http::HeaderName;
+use http::{HeaderName, StatusCode};
 use serde::Deserialize;
 
 use super::value::{Problem, Seconds, SecretSource};
 use crate::policy::{
-    Cookies, FreshnessRules, Generic, ImageFormat, Imgproxy, KeyPair, Kind, MediaRange, Policy,
-    Query, Signing, StoreRules, Verify,
+    Authorization, Cookies, FreshnessRules, Generic, Heuristic, ImageFormat, Imgproxy, KeyPair,
+    Kind, MediaRange, Policy, Query, Signing, Statuses, StoreRules, Validators, Verify,
 };
 
 /// imgproxy says a year about anything; nobody should have to wait that long for a mistake to go.
@@ -31,6 +31,21 @@ pub(crate) struct RawPolicy {
     /// `bypass`: a request with a `Cookie` is not looked up. `ignore`: it plays no role, and is not
     /// sent on with requests that fill. Default `ignore` for imgproxy, `bypass` for generic.
     cookies: Option<RawCookies>,
+    /// `bypass`: a request with `Authorization` is not looked up. `rfc9111`: its answer is stored
+    /// where it says that it may be shared (RFC 9111 section 3.5). Default `bypass`.
+    authorization: Option<RawAuthorization>,
+    /// Whether `Cache-Control` and `Pragma` of requests are obeyed: `ignore` or `obey`. Whoever can
+    /// ask can then make the upstream work. Default `ignore`.
+    client_cache_control: Option<RawClientControl>,
+    /// Whose entity tags clients see. `content`: ours, made of the bytes; a miss has none.
+    /// `upstream`: the upstream's. Default `content` for imgproxy, which sends one tag for all
+    /// formats and sizes of a source, `upstream` for generic.
+    validators: Option<RawValidators>,
+    /// Fields that stand in the place of `Cache-Control` where a response has them, first wins
+    /// (RFC 9213). Default `[CDN-Cache-Control]`.
+    targeted_cache_control: Option<Vec<String>>,
+    /// Whether `Cache-Status` has a `detail` with the reason. Default false.
+    cache_status_detail: bool,
     key: RawKey,
     store: RawStoreRules,
     freshness: RawFreshness,
@@ -80,6 +95,27 @@ enum RawCookies {
 
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(rename_all = "lowercase")]
+enum RawAuthorization {
+    Bypass,
+    Rfc9111,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RawClientControl {
+    Ignore,
+    Obey,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RawValidators {
+    Content,
+    Upstream,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
 enum RawFormat {
     Jxl,
     Avif,
@@ -107,6 +143,11 @@ enum RawQuery {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct RawStoreRules {
+    /// Statuses that are stored where the response has explicit freshness: a list, or `any` for
+    /// generic. Default `[200]`.
+    statuses: Option<RawStatuses>,
+    /// Whether a response with `Content-Encoding` is stored as it is. Default false.
+    content_codings: bool,
     /// Media types that are stored, such as `image/*` or `text/css`. `image/svg+xml` must be named
     /// itself, because it can carry script. Default `[image/*]`.
     content_types: Option<Vec<String>>,
@@ -115,6 +156,13 @@ struct RawStoreRules {
     verify: Option<RawVerify>,
     /// Response headers that are not kept, for example those that a route adds. Default none.
     exclude_headers: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum RawStatuses {
+    Word(String),
+    Only(Vec<u16>),
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -133,6 +181,26 @@ struct RawFreshness {
     floor: Option<Seconds>,
     /// At most. Default `30d`.
     ceiling: Option<Seconds>,
+    /// Guesses from `Last-Modified` for responses that say nothing. Default none.
+    heuristic: Option<RawHeuristic>,
+    /// For statuses that say nothing, such as `404: 10s`; never for what a client could provoke for
+    /// others (400, 403, 405, 408, 413, 414, 429, 431) and 5xx. Default none.
+    negative: std::collections::BTreeMap<String, Seconds>,
+    /// After an entry was fresh, how long it may stand in for an error of the upstream, where the
+    /// response does not say (RFC 5861). Default `0s`.
+    stale_if_error: Option<Seconds>,
+    /// imgproxy: its `IMGPROXY_FALLBACK_IMAGE_TTL`. An answer with this `max-age` is kept no
+    /// longer, whatever `floor` and `stale_if_error` say. Default none.
+    fallback_max_age: Option<Seconds>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawHeuristic {
+    /// Of the time since the last change, 1 to 100. RFC 9111 section 4.2.2 suggests 10.
+    percent: u32,
+    /// At most.
+    ceiling: Seconds,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -172,16 +240,41 @@ impl RawPolicy {
             default: self.freshness.default.map(Seconds::get),
             floor: Seconds::or(self.freshness.floor, Duration::ZERO),
             ceiling: Seconds::or(self.freshness.ceiling, CEILING),
+            heuristic: self.freshness.heuristic.as_ref().map(|raw| Heuristic {
+                percent: raw.percent,
+                ceiling: raw.ceiling.get(),
+            }),
+            negative: check.negative(&self.freshness.negative),
+            stale_while_revalidate: None,
+            stale_if_error: self.freshness.stale_if_error.map(Seconds::get),
+            fallback_max_age: self.freshness.fallback_max_age.map(Seconds::get),
         };
+        if freshness
+            .heuristic
+            .is_some_and(|heuristic| !(1..=100).contains(&heuristic.percent))
+        {
+            check.problem("freshness.heuristic.percent", "is 1 to 100");
+        }
         if freshness.floor > freshness.ceiling {
             check.problem("freshness.floor", "is above freshness.ceiling");
         }
-        let store = self.store.validate(&mut check);
+        let store = self.store.validate(self.kind, &mut check);
+        let targeted = match &self.targeted_cache_control {
+            Some(names) => check.header_names("targeted_cache_control", names),
+            None => vec![HeaderName::from_static("cdn-cache-control")],
+        };
+        let authorization = match self.authorization {
+            None | Some(RawAuthorization::Bypass) => Authorization::Bypass,
+            Some(RawAuthorization::Rfc9111) => Authorization::Rfc9111,
+        };
+        let obeys_clients = self.client_cache_control == Some(RawClientControl::Obey);
+        let validators = self.validators;
+        let shows_detail = self.cache_status_detail;
         let key_host = self.key.host;
         let namespace = Arc::from(namespace);
         let epoch = self.epoch.unwrap_or(1);
         let cookies = self.cookies;
-        let (kind, default_cookies) = match self.kind {
+        let (kind, default_cookies, default_validators) = match self.kind {
             None => {
                 check.problem("kind", "is required: `imgproxy` or `generic`");
                 return None;
@@ -189,10 +282,13 @@ impl RawPolicy {
             Some(PolicyKind::Imgproxy) => (
                 self.imgproxy(&mut check).map(Kind::Imgproxy),
                 Cookies::Ignore,
+                Validators::Content,
             ),
-            Some(PolicyKind::Generic) => {
-                (self.generic(&mut check).map(Kind::Generic), Cookies::Bypass)
-            }
+            Some(PolicyKind::Generic) => (
+                self.generic(&mut check).map(Kind::Generic),
+                Cookies::Bypass,
+                Validators::Upstream,
+            ),
         };
         let is_valid = check.is_valid();
         Some(Policy {
@@ -205,6 +301,14 @@ impl RawPolicy {
                 RawCookies::Bypass => Cookies::Bypass,
                 RawCookies::Ignore => Cookies::Ignore,
             }),
+            authorization,
+            obeys_clients,
+            targeted,
+            validators: validators.map_or(default_validators, |validators| match validators {
+                RawValidators::Content => Validators::Content,
+                RawValidators::Upstream => Validators::Upstream,
+            }),
+            shows_detail,
             store,
             freshness,
         })
@@ -346,7 +450,37 @@ impl RawSignature {
 }
 
 impl RawStoreRules {
-    fn validate(&self, check: &mut Check<'_>) -> StoreRules {
+    fn validate(&self, kind: Option<PolicyKind>, check: &mut Check<'_>) -> StoreRules {
+        let statuses = match &self.statuses {
+            None => Statuses::Only(vec![StatusCode::OK]),
+            Some(RawStatuses::Word(word)) if word == "any" => {
+                if kind == Some(PolicyKind::Imgproxy) {
+                    check.problem("store.statuses", "`any` is for `kind: generic`");
+                }
+                Statuses::Any
+            }
+            Some(RawStatuses::Word(_)) => {
+                check.problem("store.statuses", "is `any`, or a list of statuses");
+                Statuses::Any
+            }
+            Some(RawStatuses::Only(codes)) => Statuses::Only(
+                codes
+                    .iter()
+                    .filter_map(|code| {
+                        let status = StatusCode::from_u16(*code)
+                            .ok()
+                            .filter(|status| *code >= 200 && !matches!(*code, 206 | 304) && status.as_u16() < 600);
+                        if status.is_none() {
+                            check.problem(
+                                "store.statuses",
+                                &format!("{code} is no status of a whole response, 200 to 599 but 206 and 304"),
+                            );
+                        }
+                        status
+                    })
+                    .collect(),
+            ),
+        };
         let default = ["image/*".to_owned()];
         let content_types = self
             .content_types
@@ -365,6 +499,8 @@ impl RawStoreRules {
             })
             .collect();
         StoreRules {
+            statuses,
+            content_codings: self.content_codings,
             content_types,
             verify: match self.verify {
                 None | Some(RawVerify::Image) => Verify::Image,
@@ -419,6 +555,30 @@ impl Check<'_> {
             .collect()
     }
 
+    fn negative(
+        &mut self,
+        raw: &std::collections::BTreeMap<String, Seconds>,
+    ) -> Vec<(StatusCode, Duration)> {
+        const PROVOKED: [u16; 8] = [400, 403, 405, 408, 413, 414, 429, 431];
+        let mut negative = Vec::new();
+        for (text, lifetime) in raw {
+            let status = text
+                .parse::<u16>()
+                .ok()
+                .filter(|code| (300..500).contains(code) && *code != 304)
+                .filter(|code| !PROVOKED.contains(code))
+                .and_then(|code| StatusCode::from_u16(code).ok());
+            match status {
+                Some(status) => negative.push((status, lifetime.get())),
+                None => self.problem(
+                    &format!("freshness.negative.{text}"),
+                    "is not a status that may be kept without being told to, such as 404 or 410",
+                ),
+            }
+        }
+        negative
+    }
+
     fn secret(&mut self, field: &str, source: &SecretSource) -> Option<String> {
         match source.read() {
             Ok(secret) => Some(secret.expose().to_owned()),
@@ -461,6 +621,12 @@ fn media_range(text: &str) -> Option<MediaRange> {
                 .all(|byte| byte.is_ascii_alphanumeric() || b"!#$&-^_.+".contains(&byte))
     };
     let (main, sub) = text.split_once('/')?;
+    if text == "*/*" {
+        return Some(MediaRange {
+            main: "*".to_owned(),
+            sub: None,
+        });
+    }
     let sub = match sub {
         "*" => None,
         sub if is_token(sub) => Some(sub.to_ascii_lowercase()),

@@ -23,6 +23,11 @@ impl Problem {
             what: what.into(),
         }
     }
+
+    /// Whether `other` is about the same field.
+    pub(super) fn shares_place(&self, other: &Self) -> bool {
+        self.place == other.place
+    }
 }
 
 impl fmt::Display for Problem {

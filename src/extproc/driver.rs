@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use super::service::Routes;
@@ -17,11 +17,12 @@ use crate::entry::{BodyChecksum, BodyProof};
 use crate::fill::{Fill, Fills};
 use crate::policy::{BypassReason, Key, LookupMethod, MissReason, RequestHead};
 use crate::session::{
-    AbortReason, Answer, Copied, CopyStep, Effect, Event, Hit, Reply, Report, Session, StoredBody,
+    AbortReason, Answer, Copied, CopyStep, Effect, Event, Freshened, Hit, HitBody, Reply, Report,
+    Session, StoredBody,
 };
 use crate::store::{self, BodyStream, Store};
 use crate::telemetry::Metrics;
-use crate::telemetry::metrics::StreamGuard;
+use crate::telemetry::metrics::GaugeGuard;
 
 /// Bytes in one message of a streamed hit.
 const STREAMED_PIECE_BYTES: usize = 64 * 1024;
@@ -92,6 +93,14 @@ struct Fetched {
     room: Option<Reservation>,
 }
 
+/// What a lookup found before it asked for room.
+enum Source {
+    /// All that the answer needs.
+    Fetched(Fetched),
+    /// An entry whose body is still to be read.
+    Store(store::Found),
+}
+
 impl Conversation {
     pub(super) fn new(
         shared: Arc<Shared>,
@@ -114,6 +123,9 @@ impl Conversation {
             if let Some(Err(error)) = &piece {
                 self.shared.metrics.broken_hit();
                 warn!(error = error.message(), "streamed hit was broken off");
+                if error.code() == Code::DataLoss {
+                    self.forget_entry();
+                }
             }
             if !matches!(piece, Some(Ok(_))) {
                 self.state = State::Ended;
@@ -253,12 +265,24 @@ impl Conversation {
                         if let Some(reason) = lost {
                             self.log.report.lose_copy(reason);
                         }
-                        return self.reply(Reply::Continue, session, fill, body);
+                        return self.reply(Reply::Continue, session, fill, body, phase);
                     }
                 },
-                Effect::Reply(reply) => return self.reply(reply, session, fill, body),
+                Effect::Finish(reply) => {
+                    if let Some(reason) = self.copy(&mut fill, CopyStep::Finish(Bytes::new())) {
+                        self.log.report.lose_copy(reason);
+                    }
+                    return self.reply(reply, session, fill, body, phase);
+                }
+                Effect::Freshen(freshened, reply) => {
+                    self.freshen(*freshened);
+                    return self.reply(reply, session, fill, body, phase);
+                }
+                Effect::Reply(reply) => return self.reply(reply, session, fill, body, phase),
                 // The copy of a body was lost on the way; its bytes pass all the same.
-                Effect::Nothing => return self.reply(Reply::Continue, session, fill, body),
+                Effect::Nothing => {
+                    return self.reply(Reply::Continue, session, fill, body, phase);
+                }
             }
         }
     }
@@ -299,6 +323,7 @@ impl Conversation {
         session: Session,
         fill: Option<OpenFill>,
         body: Option<BodyStream>,
+        phase: Phase,
     ) -> ProcessingResponse {
         let is_done = session.is_done();
         let report = session.report();
@@ -310,11 +335,11 @@ impl Conversation {
         let answer = match reply {
             Reply::Bypass => self.with_outcome(wire::bypass(), report),
             Reply::Forward(changes) => wire::forward(&changes),
-            Reply::Pass(status) => self.with_outcome(wire::respond(status, false), report),
-            Reply::Mirror(status) => self.with_outcome(wire::respond(status, true), report),
+            Reply::Pass(passed) => self.with_outcome(wire::respond(&passed, false), report),
+            Reply::Mirror(passed) => self.with_outcome(wire::respond(&passed, true), report),
             Reply::Continue => wire::pass(Phase::ResponseBody),
             Reply::Hit(hit) => {
-                let answer = self.hit(*hit, body);
+                let answer = self.hit(*hit, body, phase);
                 self.with_outcome(answer, report)
             }
         };
@@ -325,28 +350,72 @@ impl Conversation {
         answer
     }
 
-    fn hit(&mut self, hit: Hit, body: Option<BodyStream>) -> ProcessingResponse {
+    /// Begins a hit. As the answer to a response it must be one message; its body is held then.
+    fn hit(&mut self, hit: Hit, body: Option<BodyStream>, phase: Phase) -> ProcessingResponse {
         self.state = State::Ended;
         self.log.status = Some(hit.status.as_u16());
-        let source = match (&hit.body, body) {
-            (StoredBody::NotNeeded, _) => return wire::streamed_head(&hit, true),
-            // Without a body Envoy would take the type and the length out of an immediate response.
-            (_, _) if hit.content_length == 0 => return wire::streamed_head(&hit, true),
-            (StoredBody::Held(chunks), _) if hit.content_length <= self.shared.immediate_bytes => {
-                self.shared.metrics.served(hit.content_length);
-                return wire::immediate(&hit, chunks);
+        let is_whole =
+            |length| length <= self.shared.immediate_bytes || phase == Phase::ResponseHeaders;
+        let (source, length) = match (&hit.body, body) {
+            (HitBody::Nothing, _) => return wire::immediate(&hit, &[]),
+            (HitBody::Length(length), _) => {
+                return wire::streamed_head(&hit, *length, true);
             }
-            (StoredBody::Held(chunks), _) => {
-                stream::iter(chunks.clone().into_iter().map(Ok)).boxed()
+            (HitBody::Held(chunks), _) => {
+                let length = chunks.iter().map(|chunk| chunk.len() as u64).sum();
+                self.shared.metrics.served(length);
+                // Without a body Envoy would take the type out of an immediate response.
+                if length == 0 && phase == Phase::RequestHeaders {
+                    return wire::streamed_head(&hit, 0, true);
+                }
+                if is_whole(length) {
+                    return wire::immediate(&hit, chunks);
+                }
+                let source = stream::iter(chunks.clone().into_iter().map(Ok)).boxed();
+                (Sending::proved(source), length)
             }
-            (StoredBody::Streamed, Some(body)) => body,
-            (StoredBody::Streamed, None) => {
+            (
+                HitBody::Streamed {
+                    first,
+                    length,
+                    proof,
+                },
+                Some(body),
+            ) => {
+                self.shared.metrics.served(*length);
+                (Sending::part(body, *first, *length, *proof), *length)
+            }
+            (HitBody::Streamed { .. }, None) => {
                 unreachable!("a lookup that says streamed brings the stream")
             }
         };
-        self.shared.metrics.served(hit.content_length);
-        self.state = State::Sending(Box::new(Sending::new(source, hit.proof)));
-        wire::streamed_head(&hit, false)
+        self.state = State::Sending(Box::new(source));
+        wire::streamed_head(&hit, length, false)
+    }
+
+    /// Removes an entry whose body is not the one that was stored: nothing would replace it as long
+    /// as it is fresh, and every hit would be broken off.
+    fn forget_entry(&self) {
+        let Some(key) = self.log.key.clone() else {
+            return;
+        };
+        let store = Arc::clone(&self.shared.store);
+        self.shared.fills.tasks.spawn(async move {
+            if let Err(error) = store.delete(&key).await {
+                warn!(key = %key.object_name(), error = %store::Causes(&error), "corrupt entry was not removed");
+            }
+        });
+    }
+
+    /// Gives an entry the record that the upstream has confirmed.
+    fn freshen(&self, freshened: Freshened) {
+        let store = Arc::clone(&self.shared.store);
+        self.shared.fills.tasks.spawn(async move {
+            let Freshened { key, record } = freshened;
+            if let Err(error) = store.replace_record(&key, &record).await {
+                warn!(key = %key.object_name(), error = %store::Causes(&error), "entry was not freshened");
+            }
+        });
     }
 
     /// Leaves this request to Envoy.
@@ -391,10 +460,7 @@ impl Conversation {
 
     async fn look_up(&mut self, key: &Key, method: LookupMethod) -> Fetched {
         let stopwatch = Stopwatch::start();
-        let deadline = self.shared.lookup_deadline;
-        let result = tokio::time::timeout(deadline, self.shared.fetch(key, method))
-            .await
-            .unwrap_or(Err(store::Error::TimedOut));
+        let result = self.shared.fetch(key, method, &stopwatch).await;
         let took = stopwatch.elapsed();
         self.shared.metrics.lookup(took);
         self.log.lookup = took;
@@ -420,36 +486,21 @@ impl Conversation {
 
 impl Shared {
     /// Gets an entry: from a fill that is not confirmed yet, else from the store; its body whole
-    /// and proved if it goes out in one message.
-    async fn fetch(&self, key: &Key, method: LookupMethod) -> Result<Fetched, store::Error> {
-        if let Some(held) = self.fills.in_flight.get(key).await {
-            return Ok(Fetched {
-                answer: Answer::Found {
-                    record: Arc::clone(&held.record),
-                    body: StoredBody::Held(held.chunks.clone()),
-                },
-                body: None,
-                room: None,
-            });
-        }
-        let found = match method {
-            LookupMethod::Head => {
-                return Ok(self.store.head(key).await?.map_or_else(
-                    || Fetched::nothing(MissReason::Absent),
-                    |record| Fetched {
-                        answer: Answer::Found {
-                            record: Arc::new(record),
-                            body: StoredBody::NotNeeded,
-                        },
-                        body: None,
-                        room: None,
-                    },
-                ));
-            }
-            LookupMethod::Get => self.store.get(key).await?,
-        };
-        let Some(store::Found { record, body }) = found else {
-            return Ok(Fetched::nothing(MissReason::Absent));
+    /// and proved if it goes out in one message. All within the lookup deadline.
+    async fn fetch(
+        &self,
+        key: &Key,
+        method: LookupMethod,
+        since: &Stopwatch,
+    ) -> Result<Fetched, store::Error> {
+        let time_left = || self.lookup_deadline.saturating_sub(since.elapsed());
+        let timed_out = |_| store::Error::TimedOut;
+        let found = tokio::time::timeout(time_left(), self.find(key, method))
+            .await
+            .map_err(timed_out)??;
+        let store::Found { record, body } = match found {
+            Source::Fetched(fetched) => return Ok(fetched),
+            Source::Store(found) => found,
         };
         let length = record.body.content_length;
         if length > self.largest_bytes {
@@ -461,12 +512,15 @@ impl Shared {
         } else {
             STREAMED_ROOM_BYTES
         };
-        // The caller's deadline bounds the wait; room that never comes is known at once.
-        let Ok(room) = self.budget.reserve(wanted).await else {
+        let room = tokio::time::timeout(time_left(), self.budget.reserve(wanted)).await;
+        let Ok(Ok(room)) = room else {
             return Ok(Fetched::nothing(MissReason::Budget));
         };
         let (held, streamed) = if is_whole {
-            let bytes = store::read_whole(&record, body).await?;
+            let whole = store::read_whole(&record, body);
+            let bytes = tokio::time::timeout(time_left(), whole)
+                .await
+                .map_err(timed_out)??;
             (StoredBody::Held(vec![bytes]), None)
         } else {
             (StoredBody::Streamed, Some(body))
@@ -478,6 +532,32 @@ impl Shared {
             },
             body: streamed,
             room: Some(room),
+        })
+    }
+
+    /// Everything of [`Shared::fetch`] that needs no room.
+    async fn find(&self, key: &Key, method: LookupMethod) -> Result<Source, store::Error> {
+        let found = |record, body| {
+            Source::Fetched(Fetched {
+                answer: Answer::Found { record, body },
+                body: None,
+                room: None,
+            })
+        };
+        let nothing = || Source::Fetched(Fetched::nothing(MissReason::Absent));
+        if let Some(held) = self.fills.in_flight.get(key).await {
+            let body = StoredBody::Held(held.chunks.clone());
+            return Ok(found(Arc::clone(&held.record), body));
+        }
+        Ok(match method {
+            LookupMethod::Head => match self.store.head(key).await? {
+                Some(record) => found(Arc::new(record), StoredBody::NotNeeded),
+                None => nothing(),
+            },
+            LookupMethod::Get => match self.store.get(key).await? {
+                Some(found) => Source::Store(found),
+                None => nothing(),
+            },
         })
     }
 }
@@ -496,43 +576,70 @@ impl Fetched {
 /// that a wrong or short one is never taken for whole: the client misses its end.
 struct Sending {
     source: BodyStream,
-    proof: BodyProof,
-    checksum: BodyChecksum,
+    /// What the whole source must be; `None` where that is known already.
+    proof: Option<(BodyProof, BodyChecksum)>,
+    /// Bytes of the source that are not sent, before those that are.
+    skip: u64,
+    /// Bytes that are still to be taken from the source.
+    take: u64,
     waiting: VecDeque<Bytes>,
     waiting_bytes: usize,
-    is_proved: bool,
+    has_ended: bool,
 }
 
 impl Sending {
-    fn new(source: BodyStream, proof: BodyProof) -> Self {
+    /// All of a source that was proved before.
+    fn proved(source: BodyStream) -> Self {
         Self {
             source,
-            proof,
-            checksum: BodyChecksum::new(),
+            proof: None,
+            skip: 0,
+            take: u64::MAX,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
-            is_proved: false,
+            has_ended: false,
+        }
+    }
+
+    /// `length` bytes from `first` on.
+    fn part(source: BodyStream, first: u64, length: u64, proof: BodyProof) -> Self {
+        Self {
+            proof: Some((proof, BodyChecksum::new())),
+            skip: first,
+            take: length,
+            ..Self::proved(source)
         }
     }
 
     async fn next(&mut self) -> Option<Result<ProcessingResponse, Status>> {
-        while !self.is_proved && self.waiting_bytes <= STREAMED_PIECE_BYTES {
+        // Until the end was seen and proved, some bytes are always kept back.
+        while !self.has_ended && (self.waiting_bytes <= STREAMED_PIECE_BYTES || self.take == 0) {
             match self.source.next().await {
                 Some(Ok(chunk)) => {
-                    self.checksum.update(&chunk);
-                    if self.checksum.length() > self.proof.content_length {
-                        return Some(Err(Status::data_loss("stored body is too long")));
+                    if let Some((proof, checksum)) = &mut self.proof {
+                        checksum.update(&chunk);
+                        if checksum.length() > proof.content_length {
+                            return Some(Err(Status::data_loss("stored body is too long")));
+                        }
                     }
-                    self.waiting_bytes += chunk.len();
-                    if !chunk.is_empty() {
-                        self.waiting.push_back(chunk);
-                    }
+                    self.keep(chunk);
+                }
+                Some(Err(error @ store::Error::Corrupt(_))) => {
+                    return Some(Err(Status::data_loss(store::Causes(&error).to_string())));
                 }
                 Some(Err(error)) => {
                     return Some(Err(Status::unavailable(store::Causes(&error).to_string())));
                 }
-                None if self.proof.holds_for(&self.checksum) => self.is_proved = true,
-                None => return Some(Err(Status::data_loss("stored body is not the one stored"))),
+                None => {
+                    let is_whole = self
+                        .proof
+                        .as_ref()
+                        .is_none_or(|(proof, checksum)| proof.holds_for(checksum));
+                    if !is_whole {
+                        return Some(Err(Status::data_loss("stored body is not the one stored")));
+                    }
+                    self.has_ended = true;
+                }
             }
         }
         let chunk = self.waiting.front_mut()?;
@@ -541,7 +648,25 @@ impl Sending {
             self.waiting.pop_front();
         }
         self.waiting_bytes -= piece.len();
-        Some(Ok(wire::streamed_body(&piece, self.waiting_bytes == 0)))
+        Some(Ok(wire::streamed_body(
+            &piece,
+            self.has_ended && self.waiting_bytes == 0,
+        )))
+    }
+
+    /// Keeps what is to be sent of the source's next bytes.
+    fn keep(&mut self, mut chunk: Bytes) {
+        let skipped = self.skip.min(chunk.len() as u64);
+        self.skip -= skipped;
+        // At most the chunk's length.
+        let _ = chunk.split_to(skipped as usize);
+        let taken = self.take.min(chunk.len() as u64);
+        self.take -= taken;
+        chunk.truncate(taken as usize);
+        if !chunk.is_empty() {
+            self.waiting_bytes += chunk.len();
+            self.waiting.push_back(chunk);
+        }
     }
 }
 
@@ -558,7 +683,7 @@ struct Log {
     has_ended: bool,
     /// What a hit holds until it is out.
     room: Option<Reservation>,
-    _present: StreamGuard,
+    _present: GaugeGuard,
 }
 
 impl Log {

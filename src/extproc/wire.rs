@@ -18,8 +18,8 @@ use envoy_types::pb::google::protobuf::{Struct, Value, value};
 use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
-use crate::policy::{CacheStatus, Forward, Provenance, RequestHead, ResponseHead};
-use crate::session::Hit;
+use crate::policy::{Forward, Provenance, RequestHead, ResponseHead};
+use crate::session::{Hit, Passed};
 
 pub(super) use pb::external_processor_server::{ExternalProcessor, ExternalProcessorServer};
 pub(super) use pb::{ProcessingRequest, ProcessingResponse};
@@ -135,15 +135,19 @@ pub(super) fn forward(changes: &Forward) -> ProcessingResponse {
     }))
 }
 
-/// Sends the response on with our member of `Cache-Status`; its body is shown if `wants_body`.
-pub(super) fn respond(status: CacheStatus, wants_body: bool) -> ProcessingResponse {
+/// Sends the response on, changed; its body is shown if `wants_body`.
+pub(super) fn respond(passed: &Passed, wants_body: bool) -> ProcessingResponse {
     let mutation = pb::HeaderMutation {
         set_headers: vec![header_option(
             "cache-status",
-            status.to_string().into_bytes(),
+            passed.status.as_bytes().to_vec(),
             HeaderAppendAction::AppendIfExistsOrAdd,
         )],
-        remove_headers: Vec::new(),
+        remove_headers: passed
+            .loses_etag
+            .then(|| "etag".to_owned())
+            .into_iter()
+            .collect(),
     };
     let body = if wants_body {
         BodySendMode::Streamed
@@ -185,14 +189,11 @@ pub(super) fn immediate(hit: &Hit, chunks: &[Bytes]) -> ProcessingResponse {
     }))
 }
 
-/// The first message of a streamed answer, the only one if `is_end`.
-pub(super) fn streamed_head(hit: &Hit, is_end: bool) -> ProcessingResponse {
+/// The first message of a streamed answer of `length` bytes, the only one if `is_end`.
+pub(super) fn streamed_head(hit: &Hit, length: u64, is_end: bool) -> ProcessingResponse {
     let own = [
         (":status", hit.status.as_str().as_bytes().to_vec()),
-        (
-            CONTENT_LENGTH.as_str(),
-            hit.content_length.to_string().into_bytes(),
-        ),
+        (CONTENT_LENGTH.as_str(), length.to_string().into_bytes()),
     ];
     let headers = own
         .into_iter()

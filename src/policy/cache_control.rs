@@ -220,7 +220,7 @@ impl RequestControl {
 }
 
 /// `Cache-Control` with no lifetime above `seconds`; `None` when none is above it already.
-pub fn limited_cache_control(headers: &HeaderMap, seconds: u64) -> Option<HeaderValue> {
+pub(super) fn limited_cache_control(headers: &HeaderMap, seconds: u64) -> Option<HeaderValue> {
     let control = CacheControl::of(headers);
     if control.max_age.max(control.s_maxage)? <= seconds {
         return None;

@@ -86,7 +86,7 @@ impl Policy {
             .or_else(|| (!directed.is_targeted).then(|| expires(headers, response_time))?);
         // What looks like a fallback image is kept as long as it says, and no second longer.
         let fallback = rules.fallback_max_age.map(|max_age| max_age.as_secs());
-        if explicit.is_some() && fallback == control.max_age.filter(|_| fallback.is_some()) {
+        if fallback.is_some() && control.max_age == fallback {
             return explicit.map(|lifetime| Terms {
                 lifetime: lifetime.min(rules.ceiling.as_secs()),
                 ..Terms::NONE
@@ -100,7 +100,8 @@ impl Policy {
             if control.forbids_stale() {
                 return 0;
             }
-            own.or(of_policy.map(|window| window.as_secs())).unwrap_or(0)
+            own.or(of_policy.map(|window| window.as_secs()))
+                .unwrap_or(0)
         };
         Some(Terms {
             lifetime: lifetime.clamp(
@@ -142,9 +143,7 @@ impl FreshnessRules {
         headers: &HeaderMap,
         response_time: Timestamp,
     ) -> Option<u64> {
-        const CACHEABLE: [u16; 12] = [
-            200, 203, 204, 206, 300, 301, 308, 404, 405, 410, 414, 501,
-        ];
+        const CACHEABLE: [u16; 12] = [200, 203, 204, 206, 300, 301, 308, 404, 405, 410, 414, 501];
         let heuristic = self.heuristic?;
         if !(is_public || CACHEABLE.contains(&status.as_u16())) {
             return None;

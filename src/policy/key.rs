@@ -11,6 +11,8 @@ use data_encoding::HEXLOWER;
 use http::{HeaderName, HeaderValue, header};
 use sha2::{Digest as _, Sha256};
 
+use super::cache_control::RequestControl;
+use super::validators::Conditions;
 use super::{Kind, Policy, RequestHead};
 use crate::clock::Timestamp;
 
@@ -39,7 +41,7 @@ impl Policy {
     }
 
     fn lookup(&self, request: &RequestHead, now: Timestamp) -> Result<Lookup, BypassReason> {
-        let method = request.lookup_method(self.cookies)?;
+        let method = request.lookup_method(self)?;
         let keyed = match &self.kind {
             Kind::Imgproxy(imgproxy) => imgproxy.keyed(request, self.key_host, now)?,
             Kind::Generic(generic) => generic.keyed(request)?,
@@ -54,6 +56,13 @@ impl Policy {
             method,
             expires: keyed.expires,
             forward: keyed.forward,
+            conditions: Conditions::of(&request.headers, method == LookupMethod::Get),
+            is_authorized: request.headers.contains_key(header::AUTHORIZATION),
+            control: if self.obeys_clients {
+                RequestControl::of(&request.headers)
+            } else {
+                RequestControl::default()
+            },
         })
     }
 }
@@ -128,6 +137,12 @@ pub struct Lookup {
     pub expires: Option<Timestamp>,
     /// How its head is changed when it goes to the upstream.
     pub forward: Forward,
+    /// What it asks for less than the whole.
+    pub conditions: Conditions,
+    /// Whether it has `Authorization`.
+    pub is_authorized: bool,
+    /// Its cache directives; none where the policy does not obey them.
+    pub control: RequestControl,
 }
 
 /// The methods that are looked up.

@@ -32,7 +32,7 @@ pub use self::key::{BypassReason, Decision, Forward, Key, Lookup, LookupMethod};
 pub use self::outcome::{CacheStatus, MissReason, Outcome};
 pub use self::request::RequestHead;
 pub use self::revalidate::Answered;
-pub use self::serve::Served;
+pub use self::serve::{Served, ServedBody};
 pub use self::storable::{Content, NotStorable, Provenance, ResponseHead, Storable};
 pub use self::validators::{Conditions, Selected, Validators, forwarded_validators};
 
@@ -56,9 +56,6 @@ pub struct Policy {
     pub authorization: Authorization,
     /// Whether `Cache-Control` and `Pragma` of a request are obeyed.
     pub obeys_clients: bool,
-    /// Whether a request with an unsafe method that succeeds invalidates what is stored for its URL
-    /// (RFC 9111 section 4.4).
-    pub invalidates: bool,
     /// Fields that stand in the place of `Cache-Control` where they are given, first wins
     /// (RFC 9213).
     pub targeted: Vec<HeaderName>,
@@ -127,9 +124,6 @@ pub struct StoreRules {
     pub statuses: Statuses,
     /// Whether a response with a content coding is stored as it is.
     pub content_codings: bool,
-    /// Up to this many variants of one key by what the response's `Vary` names; with 0 only
-    /// responses are stored that vary by what is in the key.
-    pub variants: usize,
     /// Media types without parameters; a subtype of `*` takes the whole type. `image/svg+xml` is
     /// never meant by `image/*`, only by its own name, because it can carry script.
     pub content_types: Vec<MediaRange>,

@@ -2,12 +2,18 @@
 
 use std::fmt;
 
+use http::HeaderValue;
+
 /// How a request of a caching policy ended. One word each: the same in the log, in the metric and
 /// in the access log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
     /// Answered from the store, fresh.
     Hit,
+    /// Answered from the store although it is stale: it is being refreshed, or the upstream failed.
+    Stale,
+    /// Answered from the store after the upstream said that it is still the one.
+    Revalidated,
     /// Sent on, because there was no usable entry.
     Miss,
     /// Not looked up.
@@ -19,6 +25,8 @@ impl Outcome {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Hit => "hit",
+            Self::Stale => "stale",
+            Self::Revalidated => "revalidated",
             Self::Miss => "miss",
             Self::Bypass => "bypass",
         }
@@ -44,6 +52,8 @@ pub enum MissReason {
     Budget,
     /// Too large to be served by this configuration.
     TooLarge,
+    /// The client asked for another one (its `Cache-Control`), and the policy obeys clients.
+    Client,
 }
 
 impl MissReason {
@@ -58,6 +68,7 @@ impl MissReason {
             Self::StoreDenied => "store_denied",
             Self::Budget => "budget",
             Self::TooLarge => "too_large",
+            Self::Client => "client",
         }
     }
 }
@@ -69,6 +80,11 @@ pub enum CacheStatus {
     Hit {
         /// Seconds that the entry stays fresh.
         ttl: u64,
+    },
+    /// Served from the store although it is stale.
+    StaleHit {
+        /// Seconds since it was fresh last.
+        staleness: u64,
     },
     /// Sent on, nothing usable was there.
     Miss {
@@ -84,11 +100,24 @@ pub enum CacheStatus {
     },
 }
 
+impl CacheStatus {
+    /// As a field value; `detail` adds a word of ours (RFC 9211 section 2.8).
+    pub fn to_value(self, detail: Option<&'static str>) -> HeaderValue {
+        let value = match detail {
+            None | Some("") => self.to_string(),
+            Some(detail) => format!("{self}; detail={detail}"),
+        };
+        HeaderValue::try_from(value).expect("a Cache-Status member is visible ASCII")
+    }
+}
+
 impl fmt::Display for CacheStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let stored = |stored: bool| if stored { "; stored" } else { "" };
         match *self {
             Self::Hit { ttl } => write!(f, "afterimage; hit; ttl={ttl}"),
+            Self::StaleHit { staleness: 0 } => write!(f, "afterimage; hit; ttl=0"),
+            Self::StaleHit { staleness } => write!(f, "afterimage; hit; ttl=-{staleness}"),
             Self::Miss { stored: s } => write!(f, "afterimage; fwd=miss{}", stored(s)),
             Self::Stale { status, stored: s } => {
                 write!(f, "afterimage; fwd=stale; fwd-status={status}{}", stored(s))

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method, header};
 
-use super::{BypassReason, Cookies, LookupMethod};
+use super::{Authorization, BypassReason, Cookies, LookupMethod, Policy};
 
 /// A request's head, as a client sent it to Envoy and before Envoy's router rewrote anything.
 #[derive(Debug, Clone)]
@@ -28,7 +28,7 @@ impl RequestHead {
     /// # Errors
     ///
     /// The first that applies of `Upgrade`, `Method`, `RequestBody`, `Authorization`, `Cookie`.
-    pub(super) fn lookup_method(&self, cookies: Cookies) -> Result<LookupMethod, BypassReason> {
+    pub(super) fn lookup_method(&self, policy: &Policy) -> Result<LookupMethod, BypassReason> {
         if self.method == Method::CONNECT || self.headers.contains_key(header::UPGRADE) {
             return Err(BypassReason::Upgrade);
         }
@@ -40,10 +40,12 @@ impl RequestHead {
         if self.has_body {
             return Err(BypassReason::RequestBody);
         }
-        if self.headers.contains_key(header::AUTHORIZATION) {
+        if policy.authorization == Authorization::Bypass
+            && self.headers.contains_key(header::AUTHORIZATION)
+        {
             return Err(BypassReason::Authorization);
         }
-        if cookies == Cookies::Bypass && self.headers.contains_key(header::COOKIE) {
+        if policy.cookies == Cookies::Bypass && self.headers.contains_key(header::COOKIE) {
             return Err(BypassReason::Cookie);
         }
         Ok(method)

@@ -10,7 +10,12 @@ use crate::clock::Timestamp;
 use crate::entry::Record;
 
 /// Fields that describe the stored bytes, which a 304 does not bring (RFC 9111 section 3.2).
-const OF_THE_BYTES: [HeaderName; 4] = [CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE];
+const OF_THE_BYTES: [HeaderName; 4] = [
+    CONTENT_ENCODING,
+    CONTENT_LENGTH,
+    CONTENT_RANGE,
+    CONTENT_TYPE,
+];
 
 /// What the answer to a request with a stored response's validators says about it.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,9 +38,12 @@ impl Policy {
         now: Timestamp,
     ) -> Answered {
         match (response.provenance, response.status.as_u16()) {
-            (Provenance::Upstream, 304) => {
-                Answered::Unchanged(Box::new(self.freshened(stored, response, request_time, now)))
-            }
+            (Provenance::Upstream, 304) => Answered::Unchanged(Box::new(self.freshened(
+                stored,
+                response,
+                request_time,
+                now,
+            ))),
             (_, 500 | 502 | 503 | 504) => Answered::Failed,
             _ => Answered::Changed,
         }

@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::cache_control::limited_cache_control;
 use super::validators::{Representation, Selected, Validators, content_etag};
-use super::{CacheStatus, Lookup, LookupMethod, Policy};
+use super::{Lookup, LookupMethod, Policy};
 use crate::clock::Timestamp;
 use crate::entry::Record;
 
@@ -15,7 +15,8 @@ const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
 /// What a 304 repeats of a stored response (RFC 9110 section 15.4.5). `Last-Modified` is added where
 /// there is no entity tag.
-const OF_NOT_MODIFIED: [HeaderName; 6] = [CACHE_CONTROL, CONTENT_LOCATION, DATE, ETAG, EXPIRES, VARY];
+const OF_NOT_MODIFIED: [HeaderName; 6] =
+    [CACHE_CONTROL, CONTENT_LOCATION, DATE, ETAG, EXPIRES, VARY];
 
 /// A complete answer but for its bytes.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,7 +48,8 @@ pub enum ServedBody {
 }
 
 impl Policy {
-    /// Makes the answer to `lookup` of a stored response of this `age` in seconds.
+    /// Makes the answer to `lookup` of a stored response of this `age` in seconds, with `status` as
+    /// our member of `Cache-Status`.
     ///
     /// Conditions and ranges are evaluated here (RFC 9111 section 4.3.2, RFC 9110 sections 13
     /// and 14); they apply to a stored 200 alone.
@@ -56,7 +58,7 @@ impl Policy {
         lookup: &Lookup,
         record: &Record,
         age: u64,
-        status: CacheStatus,
+        status: &HeaderValue,
         now: Timestamp,
     ) -> Served {
         let mut headers = record.headers.clone();
@@ -84,7 +86,10 @@ impl Policy {
             Selected::Part { first, last } => {
                 let range = content_range(format_args!("{first}-{last}/{length}"));
                 headers.insert(CONTENT_RANGE, range);
-                (StatusCode::PARTIAL_CONTENT, ServedBody::Part { first, last })
+                (
+                    StatusCode::PARTIAL_CONTENT,
+                    ServedBody::Part { first, last },
+                )
             }
             Selected::Whole => match lookup.method {
                 LookupMethod::Get => (record.status, ServedBody::Whole),
@@ -105,7 +110,7 @@ impl Policy {
         lookup: &Lookup,
         record: &Record,
         age: u64,
-        status: CacheStatus,
+        status: &HeaderValue,
         now: Timestamp,
     ) {
         if let Some(expires) = lookup.expires {
@@ -121,7 +126,7 @@ impl Policy {
         }
         headers.insert(AGE, HeaderValue::from(age));
         // Members of caches between the upstream and us come before ours (RFC 9211 section 2).
-        headers.append(CACHE_STATUS, status.to_value());
+        headers.append(CACHE_STATUS, status.clone());
     }
 }
 
@@ -146,7 +151,9 @@ fn of_ours(headers: &HeaderMap) -> HeaderMap {
         .into_iter()
         .flat_map(|name| {
             let values = headers.get_all(&name).iter().cloned();
-            values.map(move |value| (name.clone(), value)).collect::<Vec<_>>()
+            values
+                .map(move |value| (name.clone(), value))
+                .collect::<Vec<_>>()
         })
         .collect()
 }

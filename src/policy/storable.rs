@@ -51,8 +51,6 @@ pub struct Storable {
     pub content_length: Option<u64>,
     /// What the first bytes of the body are compared with.
     pub content: Content,
-    /// Request fields outside the key by which the response varies, sorted.
-    pub vary: Vec<HeaderName>,
 }
 
 /// What a body claims to be.
@@ -112,6 +110,8 @@ pub enum NotStorable {
     NoBody,
     /// The request had `Authorization`, and the response does not say that it may be shared.
     Authorized,
+    /// The request said `no-store`, and the policy obeys clients.
+    Client,
 }
 
 impl NotStorable {
@@ -135,6 +135,7 @@ impl NotStorable {
             Self::TooLarge => "too_large",
             Self::NoBody => "no_body",
             Self::Authorized => "authorized",
+            Self::Client => "client",
         }
     }
 }
@@ -232,8 +233,13 @@ impl Policy {
         if headers.contains_key(SET_COOKIE) {
             return Err(NotStorable::SetCookie);
         }
-        let vary = self.unkeyed_vary(headers).ok_or(NotStorable::Vary)?;
-        if response.status == StatusCode::OK && self.store.verify == Verify::Image && headers.contains_key(CONTENT_RANGE) {
+        if self.varies_on_unkeyed(headers) {
+            return Err(NotStorable::Vary);
+        }
+        if response.status == StatusCode::OK
+            && self.store.verify == Verify::Image
+            && headers.contains_key(CONTENT_RANGE)
+        {
             return Err(NotStorable::ContentRange);
         }
         if !self.store.content_codings && has_content_coding(headers) {
@@ -268,13 +274,17 @@ impl Policy {
         }
         let mut kept = self.kept_headers(headers);
         // These may not be used without asking, or not be shared (RFC 9111 sections 5.2.2.4, 5.2.2.7).
-        for name in control.no_cache.fields().iter().chain(control.private.fields()) {
+        for name in control
+            .no_cache
+            .fields()
+            .iter()
+            .chain(control.private.fields())
+        {
             kept.remove(name);
         }
         Ok(Storable {
             status: response.status,
             headers: kept,
-            vary,
             response_time: now,
             initial_age,
             content_length,
@@ -341,26 +351,20 @@ impl Policy {
             .ok_or(NotStorable::BadLength)
     }
 
-    /// The request fields outside the key by which the response varies (RFC 9111 section 4.1), in
-    /// one order; `None` when it varies by more than can be told.
-    fn unkeyed_vary(&self, headers: &HeaderMap) -> Option<Vec<HeaderName>> {
-        let mut names = Vec::new();
-        for line in headers.get_all(VARY) {
-            for field in line.as_bytes().split(|&byte| byte == b',') {
-                let field = field.trim_ascii();
-                if field.is_empty() {
-                    continue;
-                }
-                // `*` is a token, too, and matches no request.
-                let name = HeaderName::from_bytes(field).ok().filter(|name| name != "*")?;
-                if !self.controls(&name) {
-                    names.push(name);
-                }
-            }
-        }
-        names.sort_unstable_by(|one, other| one.as_str().cmp(other.as_str()));
-        names.dedup();
-        (names.is_empty() || self.store.variants > 0).then_some(names)
+    /// Whether `Vary` names something that could make the same key mean different bytes
+    /// (RFC 9111 section 4.1).
+    fn varies_on_unkeyed(&self, headers: &HeaderMap) -> bool {
+        headers
+            .get_all(VARY)
+            .iter()
+            .flat_map(|line| line.as_bytes().split(|&byte| byte == b','))
+            .map(<[u8]>::trim_ascii)
+            .filter(|field| !field.is_empty())
+            .any(|field| {
+                HeaderName::from_bytes(field)
+                    // `*` is a token, too, and matches no request.
+                    .map_or(true, |name| name == "*" || !self.controls(&name))
+            })
     }
 
     pub(super) fn kept_headers(&self, headers: &HeaderMap) -> HeaderMap {

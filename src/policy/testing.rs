@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method};
+use http::{HeaderName, HeaderValue, Method, StatusCode};
 
 use super::{
-    BypassReason, Cookies, Decision, FreshnessRules, Generic, Imgproxy, Kind, Lookup, MediaRange,
-    Policy, Query, RequestHead, Signing, StoreRules, Verify,
+    Authorization, BypassReason, Cookies, Decision, FreshnessRules, Generic, Imgproxy, Kind,
+    Lookup, MediaRange, Policy, Query, RequestHead, Signing, Statuses, StoreRules, Validators,
+    Verify,
 };
 use crate::clock::Timestamp;
 
@@ -43,7 +44,14 @@ pub(super) fn policy(kind: Kind) -> Policy {
         key_host: false,
         kind,
         cookies: Cookies::Ignore,
+        authorization: Authorization::Bypass,
+        obeys_clients: false,
+        targeted: vec![HeaderName::from_static("cdn-cache-control")],
+        validators: Validators::Upstream,
+        shows_detail: false,
         store: StoreRules {
+            statuses: Statuses::Only(vec![StatusCode::OK]),
+            content_codings: false,
             content_types: vec![MediaRange {
                 main: "image".into(),
                 sub: None,
@@ -55,6 +63,11 @@ pub(super) fn policy(kind: Kind) -> Policy {
             default: None,
             floor: Duration::ZERO,
             ceiling: Duration::from_secs(30 * 24 * 3600),
+            heuristic: None,
+            negative: Vec::new(),
+            stale_while_revalidate: None,
+            stale_if_error: None,
+            fallback_max_age: None,
         },
     }
 }

@@ -1,9 +1,7 @@
 //! Validators and the conditions that use them (RFC 9110 sections 8.8 and 13, RFC 9111 section 4.3).
 
 use data_encoding::BASE64URL_NOPAD;
-use http::header::{
-    DATE, ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, RANGE,
-};
+use http::header::{DATE, ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, RANGE};
 use http::{HeaderMap, HeaderValue};
 
 use super::freshness::http_date;
@@ -58,7 +56,7 @@ pub struct Representation<'a> {
 }
 
 /// The strong entity tag of a body.
-pub fn content_etag(body: &BodyProof) -> HeaderValue {
+pub(super) fn content_etag(body: &BodyProof) -> HeaderValue {
     // 128 bits of the hash are more than enough to tell versions of one URL apart.
     let tag = format!("\"{}\"", BASE64URL_NOPAD.encode(&body.sha256[..16]));
     HeaderValue::try_from(tag).expect("base64 in quotes is visible ASCII")
@@ -91,7 +89,11 @@ impl Conditions {
     /// are the origin's business (RFC 9111 section 4.3.2).
     pub fn select(&self, stored: &Representation<'_>) -> Selected {
         if !self.if_none_match.is_empty() {
-            if self.if_none_match.iter().any(|list| is_any_of(list, stored.etag)) {
+            if self
+                .if_none_match
+                .iter()
+                .any(|list| is_any_of(list, stored.etag))
+            {
                 return Selected::NotModified;
             }
         } else if let Some(since) = &self.if_modified_since
@@ -100,11 +102,10 @@ impl Conditions {
             return Selected::NotModified;
         }
         match &self.range {
-            Some(range) if self.range_applies(stored) => {
-                ByteRange::parse(range.as_bytes()).map_or(Selected::Whole, |range| {
+            Some(range) if self.range_applies(stored) => ByteRange::parse(range.as_bytes())
+                .map_or(Selected::Whole, |range| {
                     range.of_length(stored.content_length)
-                })
-            }
+                }),
             Some(_) | None => Selected::Whole,
         }
     }
@@ -186,7 +187,9 @@ impl<'a> EntityTag<'a> {
         };
         let inner = quoted.strip_prefix(b"\"")?;
         let end = inner.iter().position(|&byte| byte == b'"')?;
-        let is_valid = inner[..end].iter().all(|&byte| byte == 0x21 || byte > 0x22 && byte != 0x7f);
+        let is_valid = inner[..end]
+            .iter()
+            .all(|&byte| byte == 0x21 || byte > 0x22 && byte != 0x7f);
         is_valid.then_some((
             Self {
                 is_weak,

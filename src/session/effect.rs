@@ -1,11 +1,11 @@
 //! What is to be done about it.
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::event::AbortReason;
-use crate::entry::BodyProof;
-use crate::policy::{CacheStatus, Forward, Key, LookupMethod, Storable};
+use crate::entry::{BodyProof, Record};
+use crate::policy::{Forward, Key, LookupMethod, Storable};
 
 /// What the shell does next. Every message of the proxy is answered by exactly one [`Reply`].
 #[derive(Debug)]
@@ -24,6 +24,10 @@ pub enum Effect {
     Reply(Reply),
     /// Do this for the copy, and answer the message with [`Reply::Continue`].
     Copy(CopyStep),
+    /// The copy of a response without a body is whole: finish it, and answer the message.
+    Finish(Reply),
+    /// Give a stored response its new record in the background, and answer the message.
+    Freshen(Box<Freshened>, Reply),
     /// Nothing: the event was not a message.
     Nothing,
 }
@@ -38,11 +42,20 @@ pub enum Reply {
     /// Answer the request from the store; nothing comes after it.
     Hit(Box<Hit>),
     /// Send the response on; its body is not wanted.
-    Pass(CacheStatus),
+    Pass(Passed),
     /// Send the response on and show its body.
-    Mirror(CacheStatus),
+    Mirror(Passed),
     /// Send these bytes on.
     Continue,
+}
+
+/// What is changed of a response that passes.
+#[derive(Debug)]
+pub struct Passed {
+    /// Our member of `Cache-Status`, added to those that are there.
+    pub status: HeaderValue,
+    /// Whether its entity tag is taken out: hits will have one of their own.
+    pub loses_etag: bool,
 }
 
 /// A complete answer out of the store.
@@ -52,23 +65,49 @@ pub struct Hit {
     pub status: StatusCode,
     /// All its fields but `content-length`.
     pub headers: HeaderMap,
-    /// Length of the representation, also where there is no body.
-    pub content_length: u64,
-    /// What a body that is streamed must be.
-    pub proof: BodyProof,
     /// Its body.
-    pub body: StoredBody,
+    pub body: HitBody,
 }
 
-/// Where a hit's body is.
+/// The body of a hit.
+#[derive(Debug)]
+pub enum HitBody {
+    /// None, and no length: 304, 416.
+    Nothing,
+    /// None, but the length of one: HEAD.
+    Length(u64),
+    /// Here, whole and proved.
+    Held(Vec<Bytes>),
+    /// These bytes of the store's stream, which the shell holds. It proves all of the stream before
+    /// the last of them leaves.
+    Streamed {
+        /// Offset of the first byte.
+        first: u64,
+        /// Bytes from there.
+        length: u64,
+        /// What the whole stream must be.
+        proof: BodyProof,
+    },
+}
+
+/// Where the body of a stored response is.
 #[derive(Debug, Clone)]
 pub enum StoredBody {
     /// The method asks for none.
     NotNeeded,
     /// Here, whole and proved.
     Held(Vec<Bytes>),
-    /// In the store's stream, which the shell holds; it proves it as it passes.
+    /// In the store's stream, which the shell holds.
     Streamed,
+}
+
+/// A stored response that the upstream confirmed.
+#[derive(Debug)]
+pub struct Freshened {
+    /// Its key.
+    pub key: Key,
+    /// Its record from now on.
+    pub record: Record,
 }
 
 /// What happens to the copy of a response.

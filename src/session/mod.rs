@@ -3,9 +3,11 @@
 //! ```text
 //!          request head            answer: fresh entry
 //!  Start ───────────────► LookingUp ─────────────────────────────► Done (hit)
-//!    │                        │ nothing usable
-//!    │ no key                 ▼           response head: not to be stored
-//!    │                    Forwarded ─────────────────────────────► Done (miss)
+//!    │                        │ nothing usable, or stale
+//!    │ no key                 ▼           response head: not modified, or an error
+//!    │                    Forwarded ─────────────────────────────► Done (revalidated, stale)
+//!    │                        │           response head: not to be stored
+//!    │                        │ ─────────────────────────────────► Done (miss)
 //!    │                        │ response head: storable
 //!    │                        ▼           no copy to be had
 //!    │                    Beginning ─────────────────────────────► Done (miss, given up)
@@ -29,7 +31,9 @@ mod state;
 
 use std::sync::Arc;
 
-pub use self::effect::{CopyStep, Effect, FillPlan, Hit, Reply, StoredBody};
+pub use self::effect::{
+    CopyStep, Effect, FillPlan, Freshened, Hit, HitBody, Passed, Reply, StoredBody,
+};
 pub use self::event::{AbortReason, Answer, Event};
 use self::state::{Beginning, Done, Draining, Filling, Forwarded, LookingUp, Start};
 pub use self::state::{Copied, Step};
@@ -72,6 +76,10 @@ pub enum Report {
     Bypass(BypassReason),
     /// Answered from the store.
     Hit,
+    /// Answered from the store, stale, because the upstream failed.
+    Stale,
+    /// Answered from the store, after the upstream confirmed it.
+    Revalidated,
     /// Sent on.
     Miss {
         /// Why there was no hit.
@@ -89,6 +97,8 @@ impl Report {
         match self {
             Self::Bypass(_) => Outcome::Bypass,
             Self::Hit => Outcome::Hit,
+            Self::Stale => Outcome::Stale,
+            Self::Revalidated => Outcome::Revalidated,
             Self::Miss { .. } | Self::Left => Outcome::Miss,
         }
     }
@@ -96,7 +106,7 @@ impl Report {
     /// What became of the copy, in one word; empty where there could be none.
     pub fn copy(self) -> &'static str {
         match self {
-            Self::Bypass(_) | Self::Hit | Self::Left => "",
+            Self::Bypass(_) | Self::Hit | Self::Stale | Self::Revalidated | Self::Left => "",
             Self::Miss { copy, .. } => match copy {
                 Copied::NotWanted => "",
                 Copied::Refused(refusal) => refusal.as_str(),
@@ -110,7 +120,7 @@ impl Report {
     pub fn lose_copy(&mut self, reason: AbortReason) {
         match self {
             Self::Miss { copy, .. } => *copy = Copied::Aborted(reason),
-            Self::Bypass(_) | Self::Hit | Self::Left => {}
+            Self::Bypass(_) | Self::Hit | Self::Stale | Self::Revalidated | Self::Left => {}
         }
     }
 
@@ -118,7 +128,7 @@ impl Report {
     pub fn reason(self) -> &'static str {
         match self {
             Self::Bypass(reason) => reason.as_str(),
-            Self::Hit => "",
+            Self::Hit | Self::Stale | Self::Revalidated => "",
             Self::Miss { reason, .. } => reason.as_str(),
             Self::Left => "client_left",
         }

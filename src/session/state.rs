@@ -3,20 +3,20 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{AGE, CACHE_CONTROL, EXPIRES};
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderValue, StatusCode};
 
-use super::effect::{CopyStep, Effect, FillPlan, Hit, Reply, StoredBody};
+use super::effect::{
+    CopyStep, Effect, FillPlan, Freshened, Hit, HitBody, Passed, Reply, StoredBody,
+};
 use super::event::{AbortReason, Answer};
 use super::{Report, Session};
 use crate::clock::Timestamp;
 use crate::entry::Record;
 use crate::policy::{
-    CacheStatus, Content, Decision, Forward, Freshness, Lookup, LookupMethod, MAGIC_BYTES,
-    MissReason, NotStorable, Policy, RequestHead, ResponseHead, limited_cache_control,
+    Answered, CacheStatus, Content, Decision, Forward, Freshness, Lookup, LookupMethod,
+    MAGIC_BYTES, MissReason, NotStorable, Policy, RequestHead, ResponseHead, ServedBody,
+    Validators, forwarded_validators,
 };
-
-const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
 /// What follows from an event: the next state, and what to do.
 pub type Step = (Session, Effect);
@@ -31,99 +31,155 @@ pub struct Start {
 impl Start {
     pub(super) fn request(self, head: &RequestHead, now: Timestamp) -> Step {
         match self.policy.decide(head, now) {
-            Decision::Bypass(reason) => (
-                Session::Done(Done {
-                    report: Report::Bypass(reason),
-                }),
-                Effect::Reply(Reply::Bypass),
-            ),
+            Decision::Bypass(reason) => done(Report::Bypass(reason), Effect::Reply(Reply::Bypass)),
             Decision::Lookup(lookup) => {
                 let effect = Effect::LookUp {
                     key: lookup.key.clone(),
                     method: lookup.method,
                 };
-                (
-                    Session::LookingUp(LookingUp {
-                        policy: self.policy,
-                        largest_bytes: self.largest_bytes,
-                        lookup,
-                    }),
-                    effect,
-                )
+                let asked = Asked {
+                    policy: self.policy,
+                    lookup,
+                    largest_bytes: self.largest_bytes,
+                };
+                (Session::LookingUp(LookingUp { asked }), effect)
             }
         }
     }
+}
+
+/// A request that has a key, and what it is judged by.
+#[derive(Debug)]
+struct Asked {
+    policy: Arc<Policy>,
+    lookup: Lookup,
+    largest_bytes: u64,
+}
+
+impl Asked {
+    /// The answer out of a stored response.
+    fn hit(
+        &self,
+        record: &Record,
+        body: StoredBody,
+        age: u64,
+        status: CacheStatus,
+        reason: &'static str,
+        now: Timestamp,
+    ) -> Reply {
+        let status = self.member(status, reason);
+        let served = self.policy.serve(&self.lookup, record, age, &status, now);
+        let length = record.body.content_length;
+        let part = |first, length| match body {
+            StoredBody::Held(chunks) => HitBody::Held(slice(chunks, first, length)),
+            StoredBody::Streamed => HitBody::Streamed {
+                first,
+                length,
+                proof: record.body,
+            },
+            StoredBody::NotNeeded => HitBody::Length(length),
+        };
+        Reply::Hit(Box::new(Hit {
+            status: served.status,
+            headers: served.headers,
+            body: match served.body {
+                ServedBody::Nothing => HitBody::Nothing,
+                ServedBody::Length(length) => HitBody::Length(length),
+                ServedBody::Part { first, last } => part(first, last - first + 1),
+                ServedBody::Whole => part(0, length),
+            },
+        }))
+    }
+
+    /// Our member of `Cache-Status`.
+    fn member(&self, status: CacheStatus, reason: &'static str) -> HeaderValue {
+        status.to_value(self.policy.shows_detail.then_some(reason))
+    }
+}
+
+/// `length` bytes from `first` on; the caller has seen that they are there.
+pub(super) fn slice(chunks: Vec<Bytes>, mut first: u64, mut length: u64) -> Vec<Bytes> {
+    let mut part = Vec::with_capacity(chunks.len());
+    for chunk in chunks {
+        let size = chunk.len() as u64;
+        if first >= size {
+            first -= size;
+            continue;
+        }
+        let taken = (size - first).min(length);
+        // Both are at most the chunk's length.
+        part.push(chunk.slice(first as usize..(first + taken) as usize));
+        first = 0;
+        length -= taken;
+        if length == 0 {
+            break;
+        }
+    }
+    part
 }
 
 /// The store was asked.
 #[derive(Debug)]
 pub struct LookingUp {
-    policy: Arc<Policy>,
-    largest_bytes: u64,
-    lookup: Lookup,
+    asked: Asked,
 }
 
 impl LookingUp {
     pub(super) fn answer(self, answer: Answer, now: Timestamp) -> Step {
-        match answer {
-            Answer::Nothing(reason) => self.forward(reason, now),
-            Answer::Found { record, body } => {
-                if !record.is_for(&self.lookup.key) || record.status != StatusCode::OK {
-                    return self.forward(MissReason::Corrupt, now);
+        let (record, body) = match answer {
+            Answer::Nothing(reason) => return self.forward(reason, None, now),
+            Answer::Found { record, body } => (record, body),
+        };
+        if !record.is_for(&self.asked.lookup.key) {
+            return self.forward(MissReason::Corrupt, None, now);
+        }
+        let control = &self.asked.lookup.control;
+        match self.asked.policy.freshness(&record, now) {
+            Freshness::Fresh { age, ttl } => {
+                let is_wanted = !control.no_cache
+                    && control.max_age.is_none_or(|max_age| age <= max_age)
+                    && control.min_fresh.is_none_or(|min_fresh| ttl >= min_fresh);
+                if !is_wanted {
+                    let stored = Stored::new(record, body, age, false);
+                    return self.forward(MissReason::Client, stored, now);
                 }
-                match self.policy.freshness(&record, now) {
-                    Freshness::Fresh { age, ttl } => self.hit(&record, body, age, ttl, now),
-                    Freshness::Stale { .. } => self.forward(MissReason::Stale, now),
-                }
+                let status = CacheStatus::Hit { ttl };
+                let reply = self.asked.hit(&record, body, age, status, "", now);
+                done(Report::Hit, Effect::Reply(reply))
+            }
+            Freshness::Stale { age, if_error, .. } => {
+                let stored = Stored::new(record, body, age, if_error);
+                self.forward(MissReason::Stale, stored, now)
             }
         }
     }
 
-    fn hit(self, record: &Record, body: StoredBody, age: u64, ttl: u64, now: Timestamp) -> Step {
-        let mut headers = record.headers.clone();
-        if let Some(expires) = self.lookup.expires {
-            // A copy further down must not outlive the URL; what it keeps for counts from its age.
-            let seconds = expires.seconds_since(now).saturating_add(age);
-            if let Some(limited) = limited_cache_control(&headers, seconds) {
-                headers.insert(CACHE_CONTROL, limited);
-                headers.remove(EXPIRES);
+    /// Sends the request on. What is `stored` is asked about with its own validators, and stands in
+    /// for an error where it may.
+    fn forward(self, reason: MissReason, stored: Option<Stored>, now: Timestamp) -> Step {
+        let mut forward = self.asked.lookup.forward.clone();
+        let role = match self.asked.lookup.method {
+            // A HEAD never fills, so there is nothing that its fields could change.
+            LookupMethod::Head => {
+                forward = Forward::default();
+                Role::Passes
             }
-        }
-        headers.insert(AGE, HeaderValue::from(age));
-        headers.insert(CACHE_STATUS, header_value(CacheStatus::Hit { ttl }));
-        let hit = Hit {
-            status: record.status,
-            headers,
-            content_length: record.body.content_length,
-            proof: record.body,
-            body: match self.lookup.method {
-                LookupMethod::Head => StoredBody::NotNeeded,
-                LookupMethod::Get => body,
+            LookupMethod::Get => match stored {
+                None => Role::Leads,
+                Some(stored) => {
+                    let validators = forwarded_validators(&stored.record.headers);
+                    forward
+                        .remove
+                        .retain(|name| !validators.iter().any(|(set, _)| set == name));
+                    forward.set.extend(validators);
+                    Role::Revalidates(stored)
+                }
             },
         };
         (
-            Session::Done(Done {
-                report: Report::Hit,
-            }),
-            Effect::Reply(Reply::Hit(Box::new(hit))),
-        )
-    }
-
-    fn forward(self, reason: MissReason, now: Timestamp) -> Step {
-        // A HEAD never fills, so there is nothing that its fields could change.
-        let (forward, leads) = match self.lookup.method {
-            LookupMethod::Get => (self.lookup.forward, true),
-            LookupMethod::Head => (Forward::default(), false),
-        };
-        (
             Session::Forwarded(Forwarded {
-                policy: self.policy,
-                largest_bytes: self.largest_bytes,
-                role: if leads {
-                    Role::Leads(self.lookup.key)
-                } else {
-                    Role::Passes
-                },
+                asked: self.asked,
+                role,
                 reason,
                 request_time: now,
             }),
@@ -132,11 +188,39 @@ impl LookingUp {
     }
 }
 
+/// A stored response whose body is held while the upstream is asked about it.
+#[derive(Debug)]
+struct Stored {
+    record: Arc<Record>,
+    chunks: Vec<Bytes>,
+    /// In seconds, when it was looked up.
+    age: u64,
+    /// Whether it may stand in for an error.
+    if_error: bool,
+}
+
+impl Stored {
+    /// `None` without its body: when the upstream has answered there is no time to fetch it.
+    fn new(record: Arc<Record>, body: StoredBody, age: u64, if_error: bool) -> Option<Self> {
+        match body {
+            StoredBody::Held(chunks) => Some(Self {
+                record,
+                chunks,
+                age,
+                if_error,
+            }),
+            StoredBody::NotNeeded | StoredBody::Streamed => None,
+        }
+    }
+}
+
 /// What a request that was sent on is there for.
 #[derive(Debug)]
 enum Role {
-    /// Its answer may be stored under the key.
-    Leads(crate::policy::Key),
+    /// Its answer may be stored.
+    Leads,
+    /// The same, and it was asked with the validators of what is stored.
+    Revalidates(Stored),
     /// Its answer is not stored.
     Passes,
 }
@@ -144,82 +228,152 @@ enum Role {
 /// The request was sent on; the upstream has not answered yet.
 #[derive(Debug)]
 pub struct Forwarded {
-    policy: Arc<Policy>,
-    largest_bytes: u64,
+    asked: Asked,
     role: Role,
     pub(super) reason: MissReason,
     request_time: Timestamp,
 }
 
 impl Forwarded {
-    pub(super) fn response(self, head: &ResponseHead, now: Timestamp) -> Step {
-        let status = head.status;
-        let Role::Leads(key) = self.role else {
-            return pass(self.reason, status, Copied::NotWanted);
+    pub(super) fn response(mut self, head: &ResponseHead, now: Timestamp) -> Step {
+        match std::mem::replace(&mut self.role, Role::Passes) {
+            Role::Passes => self.pass(head.status, Copied::NotWanted),
+            Role::Leads => self.store(head, now),
+            Role::Revalidates(stored) => self.revalidated(stored, head, now),
+        }
+    }
+
+    fn revalidated(self, stored: Stored, head: &ResponseHead, now: Timestamp) -> Step {
+        let policy = &self.asked.policy;
+        let status = CacheStatus::Stale {
+            status: head.status.as_u16(),
+            stored: false,
         };
-        match self
-            .policy
-            .storable(head, self.request_time, now, self.largest_bytes)
-        {
-            Err(refusal) => pass(self.reason, status, Copied::Refused(refusal)),
+        let body = StoredBody::Held(stored.chunks);
+        match policy.answered(&stored.record, head, self.request_time, now) {
+            Answered::Unchanged(record) => {
+                let age = record.initial_age;
+                let reason = self.reason.as_str();
+                let reply = self.asked.hit(&record, body, age, status, reason, now);
+                let freshened = Freshened {
+                    key: self.asked.lookup.key,
+                    record: *record,
+                };
+                done(
+                    Report::Revalidated,
+                    Effect::Freshen(Box::new(freshened), reply),
+                )
+            }
+            Answered::Failed if stored.if_error => {
+                let age = stored.age + now.seconds_since(self.request_time);
+                let reason = self.reason.as_str();
+                let reply = self
+                    .asked
+                    .hit(&stored.record, body, age, status, reason, now);
+                done(Report::Stale, Effect::Reply(reply))
+            }
+            Answered::Failed | Answered::Changed => self.store(head, now),
+        }
+    }
+
+    /// Keeps a copy of the response if it may be stored.
+    fn store(self, head: &ResponseHead, now: Timestamp) -> Step {
+        let asked = &self.asked;
+        let judged = asked.policy.storable(
+            head,
+            self.request_time,
+            now,
+            asked.lookup.is_authorized,
+            asked.largest_bytes,
+        );
+        match judged {
+            Err(refusal) => self.pass(head.status, Copied::Refused(refusal)),
+            Ok(_) if asked.lookup.control.no_store => {
+                self.pass(head.status, Copied::Refused(NotStorable::Client))
+            }
             Ok(storable) => {
                 let beginning = Beginning {
-                    status,
+                    has_body: head.has_body,
                     filling: Filling {
                         reason: self.reason,
                         received: 0,
                         content_length: storable.content_length,
-                        largest_bytes: self.largest_bytes,
+                        largest_bytes: asked.largest_bytes,
                         content: storable.content.clone(),
                         head: Vec::new(),
                     },
+                    begun: self.passed(head.status, true),
+                    lost: self.passed(head.status, false),
                 };
-                (
-                    Session::Beginning(beginning),
-                    Effect::Begin(Box::new(FillPlan { key, storable })),
-                )
+                let plan = FillPlan {
+                    key: self.asked.lookup.key,
+                    storable,
+                };
+                (Session::Beginning(beginning), Effect::Begin(Box::new(plan)))
             }
         }
     }
-}
 
-fn pass(reason: MissReason, status: StatusCode, copy: Copied) -> Step {
-    let reply = Reply::Pass(cache_status(reason, status, false));
-    let report = Report::Miss { reason, copy };
-    (Session::Done(Done { report }), Effect::Reply(reply))
-}
+    fn pass(self, status: StatusCode, copy: Copied) -> Step {
+        let passed = self.passed(status, false);
+        let report = Report::Miss {
+            reason: self.reason,
+            copy,
+        };
+        done(report, Effect::Reply(Reply::Pass(passed)))
+    }
 
-fn cache_status(reason: MissReason, status: StatusCode, stored: bool) -> CacheStatus {
-    match reason {
-        MissReason::Stale => CacheStatus::Stale {
-            status: status.as_u16(),
-            stored,
-        },
-        MissReason::Absent
-        | MissReason::Corrupt
-        | MissReason::StoreUnavailable
-        | MissReason::StoreTimeout
-        | MissReason::StoreDenied
-        | MissReason::Budget
-        | MissReason::TooLarge => CacheStatus::Miss { stored },
+    fn passed(&self, status: StatusCode, stored: bool) -> Passed {
+        let cache_status = match self.reason {
+            MissReason::Stale | MissReason::Client => CacheStatus::Stale {
+                status: status.as_u16(),
+                stored,
+            },
+            MissReason::Absent
+            | MissReason::Corrupt
+            | MissReason::StoreUnavailable
+            | MissReason::StoreTimeout
+            | MissReason::StoreDenied
+            | MissReason::Budget
+            | MissReason::TooLarge => CacheStatus::Miss { stored },
+        };
+        Passed {
+            status: self.asked.member(cache_status, self.reason.as_str()),
+            loses_etag: stored && self.asked.policy.validators == Validators::Content,
+        }
     }
 }
 
 /// The response may be stored; the shell was asked for a copy.
 #[derive(Debug)]
 pub struct Beginning {
-    status: StatusCode,
+    has_body: bool,
     pub(super) filling: Filling,
+    begun: Passed,
+    lost: Passed,
 }
 
 impl Beginning {
     pub(super) fn begun(self) -> Step {
-        let reply = Reply::Mirror(cache_status(self.filling.reason, self.status, true));
-        (Session::Filling(self.filling), Effect::Reply(reply))
+        if self.has_body {
+            return (
+                Session::Filling(self.filling),
+                Effect::Reply(Reply::Mirror(self.begun)),
+            );
+        }
+        let report = Report::Miss {
+            reason: self.filling.reason,
+            copy: Copied::Whole,
+        };
+        done(report, Effect::Finish(Reply::Pass(self.begun)))
     }
 
     pub(super) fn lost(self, reason: AbortReason) -> Step {
-        pass(self.filling.reason, self.status, Copied::Aborted(reason))
+        let report = Report::Miss {
+            reason: self.filling.reason,
+            copy: Copied::Aborted(reason),
+        };
+        done(report, Effect::Reply(Reply::Pass(self.lost)))
     }
 }
 
@@ -248,10 +402,7 @@ impl Filling {
                 reason: self.reason,
                 copy: Copied::Whole,
             };
-            (
-                Session::Done(Done { report }),
-                Effect::Copy(CopyStep::Finish(bytes)),
-            )
+            done(report, Effect::Copy(CopyStep::Finish(bytes)))
         } else {
             (
                 Session::Filling(self),
@@ -358,6 +509,6 @@ pub enum Copied {
     Aborted(AbortReason),
 }
 
-fn header_value(status: CacheStatus) -> HeaderValue {
-    HeaderValue::try_from(status.to_string()).expect("a Cache-Status member is visible ASCII")
+fn done(report: Report, effect: Effect) -> Step {
+    (Session::Done(Done { report }), effect)
 }

@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::entry::{BodyProof, Record};
 use crate::policy::{
-    CacheStatus, Cookies, FreshnessRules, Imgproxy, Key, Kind, MediaRange, Provenance, RequestHead,
-    ResponseHead, Signing, StoreRules, Verify,
+    Authorization, Cookies, FreshnessRules, Imgproxy, Key, Kind, MediaRange, Provenance,
+    RequestHead, ResponseHead, Signing, Statuses, StoreRules, Validators, Verify,
 };
 
 const NOW: Timestamp = Timestamp::from_unix(1_800_000_000);
@@ -34,7 +34,14 @@ fn policy() -> Arc<Policy> {
             forward_headers: Vec::new(),
         }),
         cookies: Cookies::Ignore,
+        authorization: Authorization::Bypass,
+        obeys_clients: false,
+        targeted: Vec::new(),
+        validators: Validators::Content,
+        shows_detail: false,
         store: StoreRules {
+            statuses: Statuses::Only(vec![StatusCode::OK]),
+            content_codings: false,
             content_types: vec![MediaRange {
                 main: "image".into(),
                 sub: None,
@@ -46,6 +53,11 @@ fn policy() -> Arc<Policy> {
             default: None,
             floor: Duration::ZERO,
             ceiling: Duration::from_secs(3600),
+            heuristic: None,
+            negative: Vec::new(),
+            stale_while_revalidate: None,
+            stale_if_error: Some(Duration::from_secs(100)),
+            fallback_max_age: None,
         },
     })
 }
@@ -117,14 +129,25 @@ fn filling(length: usize) -> Session {
     let (session, effect) = step(forwarded(Method::GET), response(length));
     assert!(matches!(effect, Effect::Begin(_)), "{effect:?}");
     let (session, effect) = step(session, Event::CopyBegun);
-    assert!(
-        matches!(
-            effect,
-            Effect::Reply(Reply::Mirror(CacheStatus::Miss { stored: true }))
-        ),
-        "{effect:?}"
-    );
+    let passed = passed(effect);
+    assert_eq!(passed.status, "afterimage; fwd=miss; stored");
+    assert!(passed.loses_etag);
     session
+}
+
+/// What is changed of a response that passes.
+fn passed(effect: Effect) -> Passed {
+    match effect {
+        Effect::Reply(Reply::Mirror(passed) | Reply::Pass(passed)) => passed,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn hit(effect: Effect) -> Hit {
+    match effect {
+        Effect::Reply(Reply::Hit(hit)) | Effect::Freshen(_, Reply::Hit(hit)) => *hit,
+        other => panic!("{other:?}"),
+    }
 }
 
 fn record(key: &Key, age: u64) -> Arc<Record> {
@@ -154,12 +177,10 @@ fn found(record: Arc<Record>) -> Event {
 fn a_fresh_entry_is_a_hit_with_age_and_cache_status() {
     let (session, key) = looking_up(Method::GET);
     let (session, effect) = step(session, found(record(&key, 7)));
-    let Effect::Reply(Reply::Hit(hit)) = effect else {
-        panic!("{effect:?}")
-    };
+    let hit = hit(effect);
     assert_eq!(hit.headers["age"], "7");
     assert_eq!(hit.headers["cache-status"], "afterimage; hit; ttl=53");
-    assert!(matches!(hit.body, StoredBody::Held(_)));
+    assert!(matches!(hit.body, HitBody::Held(_)));
     assert_eq!(session.report(), Report::Hit);
 }
 
@@ -167,11 +188,10 @@ fn a_fresh_entry_is_a_hit_with_age_and_cache_status() {
 fn a_head_is_answered_from_the_stored_get_without_its_body() {
     let (session, key) = looking_up(Method::HEAD);
     let (_, effect) = step(session, found(record(&key, 0)));
-    let Effect::Reply(Reply::Hit(hit)) = effect else {
-        panic!("{effect:?}")
+    let HitBody::Length(length) = hit(effect).body else {
+        panic!("a HEAD has a length and no body")
     };
-    assert_eq!(hit.content_length, PNG.len() as u64);
-    assert!(matches!(hit.body, StoredBody::NotNeeded));
+    assert_eq!(length, PNG.len() as u64);
 }
 
 #[test]
@@ -189,13 +209,105 @@ fn a_stale_entry_is_forwarded_and_says_so() {
     let (session, _) = step(session, found(record(&key, 60)));
     let (session, _) = step(session, response(PNG.len()));
     let (_, effect) = step(session, Event::CopyBegun);
-    let Effect::Reply(Reply::Mirror(status)) = effect else {
-        panic!("{effect:?}")
-    };
     assert_eq!(
-        status.to_string(),
+        passed(effect).status,
         "afterimage; fwd=stale; fwd-status=200; stored"
     );
+}
+
+/// A session that asks about a stale entry with these fields, and what it sends on.
+fn asking(age: u64, fields: &[(&'static str, &'static str)]) -> (Session, crate::policy::Forward) {
+    let (session, key) = looking_up(Method::GET);
+    let mut record = Record::clone(&record(&key, age));
+    for (name, value) in fields {
+        record
+            .headers
+            .insert(*name, HeaderValue::from_static(value));
+    }
+    let (session, effect) = step(session, found(Arc::new(record)));
+    let Effect::Reply(Reply::Forward(forward)) = effect else {
+        panic!("{effect:?}")
+    };
+    (session, forward)
+}
+
+fn answer_of(status: u16, provenance: Provenance) -> Event {
+    Event::Response(ResponseHead {
+        status: StatusCode::from_u16(status).unwrap(),
+        headers: HeaderMap::new(),
+        has_body: false,
+        provenance,
+    })
+}
+
+#[test]
+fn rfc9111_4_3_1_a_stale_entry_is_asked_about_with_the_upstream_s_validators() {
+    let (_, forward) = asking(60, &[("etag", "\"up\"")]);
+    let tag = (
+        http::header::IF_NONE_MATCH,
+        HeaderValue::from_static("\"up\""),
+    );
+    assert!(forward.set.contains(&tag), "{forward:?}");
+}
+
+#[test]
+fn rfc9111_4_3_3_a_304_is_answered_with_the_stored_body_and_freshens_it() {
+    let (session, _) = asking(60, &[("etag", "\"up\"")]);
+    let (session, effect) = step(session, answer_of(304, Provenance::Upstream));
+    assert_eq!(session.report(), Report::Revalidated);
+    let Effect::Freshen(freshened, _) = &effect else {
+        panic!("{effect:?}")
+    };
+    assert_eq!(freshened.record.initial_age, 0);
+    let hit = hit(effect);
+    assert_eq!(hit.status, 200);
+    assert_eq!(
+        hit.headers["cache-status"],
+        "afterimage; fwd=stale; fwd-status=304"
+    );
+    assert!(matches!(hit.body, HitBody::Held(_)));
+}
+
+#[test]
+fn rfc5861_4_an_error_is_answered_with_the_stale_entry_inside_its_window() {
+    for provenance in [Provenance::Upstream, Provenance::Local] {
+        let (session, _) = asking(100, &[]);
+        let (session, effect) = step(session, answer_of(503, provenance));
+        assert_eq!(session.report(), Report::Stale);
+        let hit = hit(effect);
+        assert_eq!(hit.headers["age"], "100");
+        assert_eq!(
+            hit.headers["cache-status"],
+            "afterimage; fwd=stale; fwd-status=503"
+        );
+    }
+    let (session, _) = asking(160, &[]);
+    let (_, effect) = step(session, answer_of(503, Provenance::Local));
+    assert_eq!(
+        passed(effect).status,
+        "afterimage; fwd=stale; fwd-status=503"
+    );
+}
+
+#[test]
+fn a_part_of_a_held_body_is_cut_out_of_its_chunks() {
+    let chunks = || {
+        vec![
+            Bytes::from_static(b"012"),
+            Bytes::from_static(b"345"),
+            Bytes::from_static(b"6"),
+        ]
+    };
+    for (first, length, expected) in [
+        (0, 7, "0123456"),
+        (1, 1, "1"),
+        (2, 3, "234"),
+        (3, 3, "345"),
+        (5, 2, "56"),
+    ] {
+        let part = super::state::slice(chunks(), first, length).concat();
+        assert_eq!(part, expected.as_bytes());
+    }
 }
 
 #[test]
@@ -207,10 +319,9 @@ fn a_head_that_misses_is_forwarded_unchanged_and_never_fills() {
     };
     assert_eq!(changes, crate::policy::Forward::default());
     let (session, effect) = step(session, response(PNG.len()));
-    assert!(matches!(
-        effect,
-        Effect::Reply(Reply::Pass(CacheStatus::Miss { stored: false }))
-    ));
+    let passed = passed(effect);
+    assert_eq!(passed.status, "afterimage; fwd=miss");
+    assert!(!passed.loses_etag);
     assert!(session.is_done());
 }
 
@@ -218,10 +329,9 @@ fn a_head_that_misses_is_forwarded_unchanged_and_never_fills() {
 fn a_copy_that_cannot_be_begun_lets_the_response_pass_and_promises_nothing() {
     let (session, _) = step(forwarded(Method::GET), response(PNG.len()));
     let (session, effect) = step(session, Event::CopyLost(AbortReason::Budget));
-    assert!(matches!(
-        effect,
-        Effect::Reply(Reply::Pass(CacheStatus::Miss { stored: false }))
-    ));
+    let passed = passed(effect);
+    assert_eq!(passed.status, "afterimage; fwd=miss");
+    assert!(!passed.loses_etag);
     assert_eq!(session.report().copy(), "budget");
 }
 
@@ -334,7 +444,12 @@ proptest! {
             messages += u32::from(is_message);
             match effect {
                 Effect::LookUp { .. } | Effect::Nothing => {}
-                Effect::Reply(_) => answers += 1,
+                Effect::Reply(_) | Effect::Freshen(..) => answers += 1,
+                Effect::Finish(_) => {
+                    prop_assert!(begun && !ended);
+                    answers += 1;
+                    ended = true;
+                }
                 Effect::Begin(_) => {
                     prop_assert!(!begun);
                     begun = true;

@@ -29,10 +29,10 @@ pub struct Metrics {
     broken_hits: Counter,
     unexpected_messages: Counter,
     streams: Gauge,
+    open_fills: Gauge,
     reserved_bytes: Gauge<i64, AtomicI64>,
     store_operations: Family<StoreLabels, Histogram>,
     store_breaker: Gauge<i64, AtomicI64>,
-    config_problems: Family<ReasonLabel, Counter>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -90,10 +90,10 @@ impl Metrics {
             broken_hits: Counter::default(),
             unexpected_messages: Counter::default(),
             streams: Gauge::default(),
+            open_fills: Gauge::default(),
             reserved_bytes: Gauge::default(),
             store_operations: Family::new_with_constructor(histogram),
             store_breaker: Gauge::default(),
-            config_problems: Family::default(),
             registry: Arc::new(Registry::default()),
         };
         registry.register(
@@ -150,6 +150,11 @@ impl Metrics {
             "Requests that are with this process now",
             metrics.streams.clone(),
         );
+        registry.register(
+            "open_fills",
+            "Copies of responses that are neither committed nor given up yet",
+            metrics.open_fills.clone(),
+        );
         registry.register_with_unit(
             "budget_reserved",
             "What fills and hits hold of the memory budget now",
@@ -166,11 +171,6 @@ impl Metrics {
             "store_breaker_state",
             "Circuit breaker of the store: 0 closed, 1 half-open, 2 open",
             metrics.store_breaker.clone(),
-        );
-        registry.register(
-            "route_problems",
-            "Requests of routes whose policy could not be found: no_policy, unknown_policy, bad_metadata",
-            metrics.config_problems.clone(),
         );
         Self {
             registry: Arc::new(registry),
@@ -235,17 +235,14 @@ impl Metrics {
         self.unexpected_messages.inc();
     }
 
-    /// A route's policy was not found.
-    pub fn route_problem(&self, reason: &'static str) {
-        self.config_problems
-            .get_or_create(&ReasonLabel { reason })
-            .inc();
+    /// Counts a request as present until the guard is dropped.
+    pub fn stream(&self) -> GaugeGuard {
+        GaugeGuard::of(&self.streams)
     }
 
-    /// Counts a request as present until the guard is dropped.
-    pub fn stream(&self) -> StreamGuard {
-        self.streams.inc();
-        StreamGuard(self.streams.clone())
+    /// Counts a fill as open until the guard is dropped.
+    pub fn open_fill(&self) -> GaugeGuard {
+        GaugeGuard::of(&self.open_fills)
     }
 
     /// What the budget holds now; called before each scrape.
@@ -274,11 +271,18 @@ impl Metrics {
     }
 }
 
-/// One request that is present.
+/// One more in a gauge, until it is dropped.
 #[derive(Debug)]
-pub struct StreamGuard(Gauge<i64, AtomicI64>);
+pub struct GaugeGuard(Gauge<i64, AtomicI64>);
 
-impl Drop for StreamGuard {
+impl GaugeGuard {
+    fn of(gauge: &Gauge<i64, AtomicI64>) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for GaugeGuard {
     fn drop(&mut self) {
         self.0.dec();
     }

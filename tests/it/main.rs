@@ -8,17 +8,51 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+// The bucket of a Garage as somebody else sees it.
+mod bucket;
 // What is cached, and what must not be, through real Envoy.
 mod caching;
 // Whole gRPC conversations in process.
 mod conversation;
+// What goes wrong around a fill: crashes, cuts, clients that leave, no room, no time.
+mod failures;
 // One Garage on free ports.
 mod garage;
 // The test harness itself.
 mod harness;
+// Hits of every size and shape.
+mod hits;
+// What Envoy itself answers.
+mod local_replies;
+// Answers that only pass.
+mod not_stored;
+// What is in the bucket.
+mod objects;
+// What an operator sees: pages, log, the end.
+mod operations;
+// `afterimage` as a process: what it needs to start, and how it says what is missing.
+mod process;
+// Answers of the real imgproxy, replayed.
+mod recorded;
+// Requests that are no plain GET.
+mod requests;
+// How a route chooses its policy, and what a misconfigured filter does.
+mod routes;
 // What a broken or hostile S3 service does to the store.
 mod s3_faults;
+// What the tests with a scripted origin share.
+mod scripted;
+// An imgproxy with keys: what a signature decides, and what it does not.
+mod signatures;
+// A store that is gone, that hangs, or that gives back something else.
+mod store_failures;
 // The contract of `Store`, on memory, on disk and on Garage.
 mod store_suite;
+// Which answers are stored, and for how long.
+mod storing;
 // Much traffic of all kinds at once.
 mod traffic;
+// Whatever a client says beside the key changes nothing for the others.
+mod unkeyed;
+// Formats chosen by `Accept`.
+mod variants;

@@ -6,7 +6,7 @@
 //! ```text
 //! stack ── ties them together for a test
 //!   ├─ afterimage, envoy, imgproxy, garage   how each is configured, started, and known to be ready
-//!   ├─ client, metrics                       asks and reads the answers
+//!   ├─ client, metrics, fate                 asks, reads the answers, and knows what became of them
 //!   └─ origin                                a scripted upstream in imgproxy's place
 //! launch (what to run) ─ process (a running child) ─ ports, wait, tools
 //! ```
@@ -19,6 +19,7 @@
 pub(crate) mod afterimage;
 pub(crate) mod client;
 pub(crate) mod envoy;
+pub(crate) mod fate;
 pub(crate) mod garage;
 pub(crate) mod imgproxy;
 pub(crate) mod launch;

@@ -119,6 +119,19 @@ impl Script {
             .body(body)
     }
 
+    /// A PNG, as far as its first bytes say, that goes on with the request as text: two requests get the same bytes only
+    /// when the origin saw no difference.
+    pub(crate) fn reflection(seen: &Seen) -> Self {
+        Self::ok("image/png", Self::reflected(seen))
+    }
+
+    /// The body of a reflection.
+    pub(crate) fn reflected(seen: &Seen) -> Bytes {
+        [b"\x89PNG\r\n\x1a\n", seen.as_text().as_bytes()]
+            .concat()
+            .into()
+    }
+
     /// Adds a field; the same name again sends it twice.
     pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.into(), value.into()));
@@ -217,6 +230,19 @@ impl Seen {
         self.headers
             .iter()
             .find_map(|(n, value)| n.eq_ignore_ascii_case(name).then_some(value.as_str()))
+    }
+
+    /// All of it as text, fields sorted, without what is different on every request.
+    pub(crate) fn as_text(&self) -> String {
+        let mut fields = self.headers.clone();
+        fields.retain(|(name, _)| name != "x-request-id");
+        // The order of fields of different names means nothing (RFC 9110 section 5.3), and Envoy does not keep it.
+        fields.sort_by(|(one, _), (other, _)| one.cmp(other));
+        let mut text = format!("{} {}\n", self.method, self.path);
+        for (name, value) in &fields {
+            writeln!(text, "{name}: {value}").expect("a String takes everything");
+        }
+        text + &String::from_utf8_lossy(&self.body)
     }
 }
 

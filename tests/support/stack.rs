@@ -1,9 +1,11 @@
 //! Envoy, an upstream, Afterimage and its store, tied together for one test.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -14,6 +16,10 @@ use super::garage::{Garage, Transport};
 use super::imgproxy::Imgproxy;
 use super::metrics::Metrics;
 use super::process::Process;
+use super::wait;
+
+/// How long a commit, or a request's last word in the metrics, may take.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Where entries are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -273,6 +279,52 @@ impl Stack {
             .await
     }
 
+    /// Waits until a counter of Afterimage's has come to `count`. It must not go past it, either.
+    ///
+    /// # Errors
+    /// When it has not within 30 s, or has gone past.
+    pub(crate) async fn metric_reaches(
+        &self,
+        name: &str,
+        labels: &[(&str, &str)],
+        count: usize,
+    ) -> Result<()> {
+        let mut found = 0.0;
+        let reached = wait::until("the counter", PATIENCE, async || {
+            let metrics = self.metrics().await;
+            found = metrics.map_or(0.0, |metrics| metrics.sum(name, labels));
+            found >= count as f64
+        })
+        .await;
+        reached.with_context(|| format!("{name} {labels:?}: {found} instead of {count}"))?;
+        ensure!(
+            found == count as f64,
+            "{name} {labels:?}: {found} instead of {count}"
+        );
+        Ok(())
+    }
+
+    /// Waits until so many fills are committed, which is after their clients had the last byte.
+    ///
+    /// # Errors
+    /// As [`Stack::metric_reaches`].
+    pub(crate) async fn commits_reach(&self, count: usize) -> Result<()> {
+        self.metric_reaches("afterimage_fills_total", &[("result", "committed")], count)
+            .await
+    }
+
+    /// How many entries, and on Garage other objects, the store has now.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub(crate) async fn stored(&self) -> Result<usize> {
+        let Some(garage) = &self.garage else {
+            return files_below(&self.local_store().join("v1"));
+        };
+        let objects = garage.bucket().await?["objects"].as_u64();
+        Ok(usize::try_from(objects.context("a number")?)?)
+    }
+
     /// Envoy's counters and gauges now; dots in their names are underscores, and `envoy_` stands before them.
     ///
     /// # Errors
@@ -314,6 +366,24 @@ impl Drop for Stack {
             }
         }
     }
+}
+
+/// Counts the files of a directory that may not exist, and of those in it.
+fn files_below(directory: &Path) -> Result<usize> {
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
+        entries => entries?,
+    };
+    let mut files = 0;
+    for entry in entries {
+        let entry = entry?;
+        files += if entry.file_type()?.is_dir() {
+            files_below(&entry.path())?
+        } else {
+            1
+        };
+    }
+    Ok(files)
 }
 
 async fn start_garage(root: &Path, transport: Transport) -> Result<Garage> {

@@ -131,7 +131,10 @@ impl Reader<'_> {
             b'"' => self.string().map(Item::Text),
             b'?' => {
                 self.take(b'?');
-                match self.take_while(|byte| byte == b'0' || byte == b'1').as_str() {
+                match self
+                    .take_while(|byte| byte == b'0' || byte == b'1')
+                    .as_str()
+                {
                     "0" => Some(Item::Boolean(false)),
                     "1" => Some(Item::Boolean(true)),
                     _ => None,

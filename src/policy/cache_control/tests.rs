@@ -48,7 +48,11 @@ fn rfc9111_4_2_1_of_a_repeated_directive_the_first_counts() {
 #[test]
 fn rfc9111_1_2_2_a_malformed_lifetime_is_zero() {
     for argument in ["=abc", "", "=-1", "=1.5", "=", "='3600'", "=3 600"] {
-        assert_eq!(parse(&[&format!("max-age{argument}")]).max_age, Some(0), "{argument}");
+        assert_eq!(
+            parse(&[&format!("max-age{argument}")]).max_age,
+            Some(0),
+            "{argument}"
+        );
     }
     assert_eq!(parse(&["max-age=003600"]).max_age, Some(3600));
 }
@@ -64,17 +68,32 @@ fn rfc9111_1_2_2_a_lifetime_of_any_number_of_digits_is_capped() {
 #[test]
 fn rfc9111_5_2_2_4_and_7_field_names_narrow_a_directive() {
     let control = parse(&["no-cache=\"a, B\", private=x"]);
-    let names: Vec<_> = control.no_cache.fields().iter().map(HeaderName::as_str).collect();
+    let names: Vec<_> = control
+        .no_cache
+        .fields()
+        .iter()
+        .map(HeaderName::as_str)
+        .collect();
     assert_eq!(names, ["a", "b"]);
     assert_eq!(control.private.fields().len(), 1);
-    for whole in ["no-cache", "no-cache=\"\"", "no-cache=\"a b\"", "no-cache=\"a\", no-cache"] {
+    for whole in [
+        "no-cache",
+        "no-cache=\"\"",
+        "no-cache=\"a b\"",
+        "no-cache=\"a\", no-cache",
+    ] {
         assert_eq!(parse(&[whole]).no_cache, Scope::Response, "{whole}");
     }
 }
 
 #[test]
 fn rfc9111_4_2_4_what_forbids_to_serve_stale() {
-    for line in ["must-revalidate", "proxy-revalidate", "s-maxage=5", "no-cache"] {
+    for line in [
+        "must-revalidate",
+        "proxy-revalidate",
+        "s-maxage=5",
+        "no-cache",
+    ] {
         assert!(parse(&[line]).forbids_stale(), "{line}");
     }
     assert!(!parse(&["max-age=5, public, no-cache=\"a\""]).forbids_stale());
@@ -137,7 +156,10 @@ fn rfc9213_2_1_a_malformed_or_empty_targeted_field_is_ignored() {
 #[test]
 fn rfc9111_5_2_1_request_directives_are_read() {
     let of = |lines: &[&str]| RequestControl::of(&headers("cache-control", lines));
-    let control = of(&["no-cache, max-age=5", "min-fresh=3, only-if-cached, no-store"]);
+    let control = of(&[
+        "no-cache, max-age=5",
+        "min-fresh=3, only-if-cached, no-store",
+    ]);
     assert!(control.no_cache && control.only_if_cached && control.no_store);
     assert_eq!((control.max_age, control.min_fresh), (Some(5), Some(3)));
     assert_eq!(of(&["max-stale"]).max_stale, Some(u64::MAX));

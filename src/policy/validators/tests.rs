@@ -47,11 +47,25 @@ fn rfc9110_13_1_2_if_none_match_uses_weak_comparison_over_lists() {
         " * ",
         "\"x,\\\",\"a\"",
     ] {
-        assert_eq!(select("\"a\"", &[("if-none-match", list)]), Selected::NotModified, "{list}");
-        assert_eq!(select("W/\"a\"", &[("if-none-match", list)]), Selected::NotModified, "{list}");
+        assert_eq!(
+            select("\"a\"", &[("if-none-match", list)]),
+            Selected::NotModified,
+            "{list}"
+        );
+        assert_eq!(
+            select("W/\"a\"", &[("if-none-match", list)]),
+            Selected::NotModified,
+            "{list}"
+        );
     }
-    for list in ["\"x\"", "a", "\"A\"", "", "\"a", "W/a", "w/\"a\"", "\"x\", *"] {
-        assert_eq!(select("\"a\"", &[("if-none-match", list)]), Selected::Whole, "{list}");
+    for list in [
+        "\"x\"", "a", "\"A\"", "", "\"a", "W/a", "w/\"a\"", "\"x\", *",
+    ] {
+        assert_eq!(
+            select("\"a\"", &[("if-none-match", list)]),
+            Selected::Whole,
+            "{list}"
+        );
     }
 }
 
@@ -63,7 +77,11 @@ fn rfc9110_13_1_3_if_modified_since_compares_dates() {
         (EARLIER, Selected::Whole),
         ("yesterday", Selected::Whole),
     ] {
-        assert_eq!(select("\"a\"", &[("if-modified-since", since)]), expected, "{since}");
+        assert_eq!(
+            select("\"a\"", &[("if-modified-since", since)]),
+            expected,
+            "{since}"
+        );
     }
 }
 
@@ -160,8 +178,14 @@ fn an_empty_body_satisfies_no_range() {
 fn rfc9111_4_3_1_the_upstream_is_asked_with_its_own_validators() {
     let stored = headers(&[("etag", "W/\"up\""), ("last-modified", MODIFIED)]);
     let conditions = forwarded_validators(&stored);
-    assert_eq!(conditions[0], (IF_NONE_MATCH, HeaderValue::from_static("W/\"up\"")));
-    assert_eq!(conditions[1], (IF_MODIFIED_SINCE, HeaderValue::from_static(MODIFIED)));
+    assert_eq!(
+        conditions[0],
+        (IF_NONE_MATCH, HeaderValue::from_static("W/\"up\""))
+    );
+    assert_eq!(
+        conditions[1],
+        (IF_MODIFIED_SINCE, HeaderValue::from_static(MODIFIED))
+    );
 }
 
 proptest! {
