@@ -154,3 +154,44 @@ fn yaml_that_cannot_be_read_says_where() {
     let problems = load("store:\n  kind: [\n").unwrap_err();
     assert!(problems[0].contains("line"), "{problems:?}");
 }
+
+/// A field that is not in the README is one that nobody finds.
+#[test]
+fn the_readme_has_every_field() {
+    let readme = include_str!("../../README.md");
+    let places = [
+        ("{x: 1}", ""),
+        ("{admin: {x: 1}}", "admin."),
+        ("{envoy: {x: 1}}", "envoy."),
+        ("{store: {x: 1}}", "store."),
+        ("{store: {local: {x: 1}}}", "store.local."),
+        ("{store: {memory: {x: 1}}}", "store.memory."),
+        ("{store: {s3: {x: 1}}}", "store.s3."),
+        ("{limits: {x: 1}}", "limits."),
+        ("{log: {x: 1}}", "log."),
+        ("{policies: {p: {kind: generic, x: 1}}}", ""),
+        ("{policies: {p: {kind: generic, key: {x: 1}}}}", "key."),
+        ("{policies: {p: {kind: generic, store: {x: 1}}}}", "store."),
+        (
+            "{policies: {p: {kind: generic, freshness: {x: 1}}}}",
+            "freshness.",
+        ),
+        (
+            "{policies: {p: {kind: imgproxy, signature: {x: 1}}}}",
+            "signature.",
+        ),
+    ];
+    for (text, place) in places {
+        let problems = load(text).unwrap_err();
+        let (_, expected) = problems[0].split_once("expected ").unwrap();
+        let fields = expected.split('`').skip(1).step_by(2);
+        for field in fields {
+            // A group is there by its fields.
+            let named = [format!("`{place}{field}`"), format!("`{place}{field}.")];
+            assert!(
+                named.iter().any(|name| readme.contains(name)) || field == "policies",
+                "{place}{field} is not in the README"
+            );
+        }
+    }
+}

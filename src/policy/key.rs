@@ -24,7 +24,7 @@ impl Policy {
     /// [`Lookup::forward`] says.
     pub fn decide(&self, request: &RequestHead, now: Timestamp) -> Decision {
         match self.lookup(request, now) {
-            Ok(lookup) => Decision::Lookup(lookup),
+            Ok(lookup) => Decision::Lookup(Box::new(lookup)),
             Err(reason) => Decision::Bypass(reason),
         }
     }
@@ -123,7 +123,7 @@ pub enum Decision {
     /// Not looked up, not stored.
     Bypass(BypassReason),
     /// Looked up; on a miss it may lead a fill.
-    Lookup(Lookup),
+    Lookup(Box<Lookup>),
 }
 
 /// A request that has a key.

@@ -90,7 +90,7 @@ pub(super) fn get(path: impl AsRef<[u8]>, headers: &[(&str, &str)]) -> RequestHe
 
 pub(super) fn lookup(policy: &Policy, request: &RequestHead) -> Lookup {
     match policy.decide(request, NOW) {
-        Decision::Lookup(lookup) => lookup,
+        Decision::Lookup(lookup) => *lookup,
         Decision::Bypass(reason) => panic!("{reason:?} for {request:?}"),
     }
 }

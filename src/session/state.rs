@@ -39,7 +39,7 @@ impl Start {
                 };
                 let asked = Asked {
                     policy: self.policy,
-                    lookup,
+                    lookup: *lookup,
                     largest_bytes: self.largest_bytes,
                 };
                 (Session::LookingUp(LookingUp { asked }), effect)

@@ -22,6 +22,8 @@ mod garage;
 mod harness;
 // Hits of every size and shape.
 mod hits;
+// The rules of HTTP caching: conditions, ranges, validation, stale answers.
+mod http_caching;
 // What Envoy itself answers.
 mod local_replies;
 // Answers that only pass.

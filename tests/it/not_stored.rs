@@ -81,11 +81,6 @@ async fn an_answer_whose_head_forbids_it_is_passed_on_and_not_stored() -> Result
                 Fate::Refused("private"),
             ),
             (
-                "private-field",
-                control("private=\"etag\", max-age=60"),
-                Fate::Refused("private"),
-            ),
-            (
                 "no-cache",
                 control("no-cache, max-age=60"),
                 Fate::Refused("no_cache"),

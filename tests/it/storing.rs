@@ -185,11 +185,6 @@ async fn a_policy_names_the_types_that_are_stored_and_how_they_are_verified() ->
             Fate::Refused("content_type"),
         ),
         ("/text/png", png(), Fate::Refused("content_type")),
-        (
-            "/text/empty",
-            Script::ok("text/plain", ""),
-            Fate::Refused("no_body"),
-        ),
     ] {
         origin.respond(path, script);
         fate.befalls(&stack, path).await?;
