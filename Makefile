@@ -40,5 +40,6 @@ STAND_IN = $(if $(IMGPROXY)$(shell command -v imgproxy),,imgproxy)
 tools-up:
 	@tests/tools.sh envoy $(STAND_IN) $(filter garage,$(STORE))
 
+# The stand-in is held against the recordings whatever imgproxy the other tests run with.
 tools-test:
-	@tests/tools.sh envoy $(STAND_IN) garage
+	@tests/tools.sh envoy imgproxy garage

@@ -46,6 +46,8 @@ mod s3_faults;
 mod scripted;
 // An imgproxy with keys: what a signature decides, and what it does not.
 mod signatures;
+// imgproxy's stand-in, held against the recorded answers of the real one.
+mod stand_in;
 // A store that is gone, that hangs, or that gives back something else.
 mod store_failures;
 // The contract of `Store`, on memory, on disk and on Garage.
