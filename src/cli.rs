@@ -27,5 +27,8 @@ pub enum Command {
         /// The configuration file.
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        /// Envoy's configuration, to be compared with it.
+        #[arg(long, value_name = "FILE")]
+        envoy: Option<PathBuf>,
     },
 }

@@ -3,6 +3,7 @@
 //! [`Config::load`] reads the raw form, whose fields are the reference for operators, and turns it
 //! into values that cannot be wrong. It reports every problem that it finds, each with its place.
 
+mod envoy;
 mod load;
 mod policy;
 mod value;

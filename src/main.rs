@@ -1,9 +1,10 @@
 //! The `afterimage` binary: arguments, configuration, log, server, exit code.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use afterimage::cli::{Cli, Command};
-use afterimage::config::Config;
+use afterimage::config::{Config, Problems};
 use afterimage::{server, telemetry};
 use anyhow::Context as _;
 use clap::Parser as _;
@@ -13,9 +14,9 @@ const NOT_STARTED: u8 = 2;
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Check { config } => Config::load(&config)
-            .map(|_| println!("{}: ok", config.display()))
-            .map_err(anyhow::Error::new),
+        Command::Check { config, envoy } => {
+            check(&config, envoy.as_deref()).map_err(anyhow::Error::new)
+        }
         Command::Serve { config } => Config::load(&config)
             .map_err(anyhow::Error::new)
             .and_then(serve),
@@ -27,6 +28,16 @@ fn main() -> ExitCode {
             ExitCode::from(NOT_STARTED)
         }
     }
+}
+
+fn check(config: &Path, envoy: Option<&Path>) -> Result<(), Problems> {
+    let loaded = Config::load(config)?;
+    println!("{}: ok", config.display());
+    if let Some(envoy) = envoy {
+        loaded.check_envoy(envoy)?;
+        println!("{}: fits", envoy.display());
+    }
+    Ok(())
 }
 
 fn serve(config: Config) -> anyhow::Result<()> {

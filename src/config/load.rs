@@ -38,29 +38,29 @@ impl fmt::Display for Problems {
     }
 }
 
+impl Problems {
+    pub(super) fn of(file: &Path, problems: Vec<Problem>) -> Self {
+        Self {
+            file: file.display().to_string(),
+            problems,
+        }
+    }
+}
+
 impl Config {
     /// Reads `file`, with the variables of this process on top.
     ///
     /// # Errors
     /// All problems that were found, each with its place.
     pub fn load(file: &Path) -> Result<Self, Problems> {
-        let problems = |problem| Problems {
-            file: file.display().to_string(),
-            problems: vec![problem],
-        };
         let text = std::fs::read_to_string(file).map_err(|error| {
-            problems(Problem::new(
-                "file",
-                format!("cannot be read: {error}; give its path with --config"),
-            ))
+            let what = format!("cannot be read: {error}; give its path with --config");
+            Problems::of(file, vec![Problem::new("file", what)])
         })?;
         let variables = std::env::vars_os().filter_map(|(name, value)| {
             Some((name.into_string().ok()?, value.into_string().ok()?))
         });
-        Self::parse(&text, variables).map_err(|problems| Problems {
-            file: file.display().to_string(),
-            problems,
-        })
+        Self::parse(&text, variables).map_err(|problems| Problems::of(file, problems))
     }
 
     /// The same from a text and given variables.
