@@ -1,58 +1,23 @@
 //! One conversation: message, event, session, effect, answer.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use tonic::{Code, Status, Streaming};
-use tracing::{debug, info, warn};
+use tracing::warn;
 
-use super::service::Routes;
+use super::log::Log;
+use super::sending::Sending;
+use super::shared::Shared;
 use super::wire::{self, Message, Phase, ProcessingRequest, ProcessingResponse, RouteAttributes};
-use crate::budget::{Budget, Reservation};
-use crate::clock::{Clock, Stopwatch};
-use crate::entry::{BodyChecksum, BodyProof};
-use crate::fill::{Fill, Fills};
-use crate::policy::{BypassReason, Key, LookupMethod, MissReason, RequestHead};
+use crate::clock::Stopwatch;
+use crate::fill::Fill;
+use crate::policy::{BypassReason, RequestHead};
 use crate::session::{
-    AbortReason, Answer, Copied, CopyStep, Effect, Event, Freshened, Hit, HitBody, Reply, Report,
-    Session, StoredBody,
+    AbortReason, CopyStep, Effect, Event, Freshened, Hit, HitBody, Reply, Report, Session,
 };
-use crate::store::{self, BodyStream, Store};
-use crate::telemetry::Metrics;
-use crate::telemetry::metrics::GaugeGuard;
-
-/// Bytes in one message of a streamed hit.
-const STREAMED_PIECE_BYTES: usize = 64 * 1024;
-
-/// What a streamed hit holds at one time: two chunks of the store's, at most as large as a read of
-/// its connection.
-const STREAMED_ROOM_BYTES: u64 = 1024 * 1024;
-
-/// What all conversations share.
-#[derive(Debug)]
-pub struct Shared {
-    /// Which policy a route means.
-    pub routes: Routes,
-    /// Where entries are.
-    pub store: Arc<dyn Store>,
-    /// What may be held.
-    pub budget: Budget,
-    /// How copies are made.
-    pub fills: Fills,
-    /// Where everything is counted.
-    pub metrics: Metrics,
-    /// The time.
-    pub clock: Clock,
-    /// How long a lookup may take, from asking to having the entry.
-    pub lookup_deadline: Duration,
-    /// Hits up to this size go out in one message.
-    pub immediate_bytes: u64,
-    /// Largest body that is served, and so stored.
-    pub largest_bytes: u64,
-}
+use crate::store::{self, BodyStream};
 
 /// One gRPC stream. Dropping it is how Envoy, or the client behind it, leaves.
 pub(super) struct Conversation {
@@ -84,21 +49,6 @@ struct Open {
 struct OpenFill {
     fill: Fill,
     since: Stopwatch,
-}
-
-/// What a lookup gave, and what goes with it until the answer is out.
-struct Fetched {
-    answer: Answer,
-    body: Option<BodyStream>,
-    room: Option<Reservation>,
-}
-
-/// What a lookup found before it asked for room.
-enum Source {
-    /// All that the answer needs.
-    Fetched(Fetched),
-    /// An entry whose body is still to be read.
-    Store(store::Found),
 }
 
 impl Conversation {
@@ -240,7 +190,8 @@ impl Conversation {
             self.log.report = session.report();
             match effect {
                 Effect::LookUp { key, method } => {
-                    let fetched = self.look_up(&key, method).await;
+                    let fetched = self.shared.look_up(&key, method).await;
+                    self.log.lookup = fetched.took;
                     self.log.key = Some(key);
                     self.log.room = fetched.room;
                     body = fetched.body;
@@ -456,282 +407,6 @@ impl Conversation {
             report.outcome().as_str(),
             report.reason(),
         )
-    }
-
-    async fn look_up(&mut self, key: &Key, method: LookupMethod) -> Fetched {
-        let stopwatch = Stopwatch::start();
-        let result = self.shared.fetch(key, method, &stopwatch).await;
-        let took = stopwatch.elapsed();
-        self.shared.metrics.lookup(took);
-        self.log.lookup = took;
-        result.unwrap_or_else(|error| {
-            let reason = match &error {
-                store::Error::Unavailable(_) => MissReason::StoreUnavailable,
-                store::Error::TimedOut => MissReason::StoreTimeout,
-                store::Error::Denied(_) => MissReason::StoreDenied,
-                store::Error::Corrupt(_) => MissReason::Corrupt,
-                store::Error::TooLarge(_) => MissReason::TooLarge,
-            };
-            // The request's own line has the reason; only what an operator must mend is worth more.
-            match reason {
-                MissReason::Corrupt | MissReason::StoreDenied => {
-                    warn!(key = %key.object_name(), error = %store::Causes(&error), "lookup failed");
-                }
-                _ => debug!(key = %key.object_name(), error = %store::Causes(&error), "lookup failed"),
-            }
-            Fetched::nothing(reason)
-        })
-    }
-}
-
-impl Shared {
-    /// Gets an entry: from a fill that is not confirmed yet, else from the store; its body whole
-    /// and proved if it goes out in one message. All within the lookup deadline.
-    async fn fetch(
-        &self,
-        key: &Key,
-        method: LookupMethod,
-        since: &Stopwatch,
-    ) -> Result<Fetched, store::Error> {
-        let time_left = || self.lookup_deadline.saturating_sub(since.elapsed());
-        let timed_out = |_| store::Error::TimedOut;
-        let found = tokio::time::timeout(time_left(), self.find(key, method))
-            .await
-            .map_err(timed_out)??;
-        let store::Found { record, body } = match found {
-            Source::Fetched(fetched) => return Ok(fetched),
-            Source::Store(found) => found,
-        };
-        let length = record.body.content_length;
-        if length > self.largest_bytes {
-            return Ok(Fetched::nothing(MissReason::TooLarge));
-        }
-        let is_whole = length <= self.immediate_bytes;
-        let wanted = if is_whole {
-            length
-        } else {
-            STREAMED_ROOM_BYTES
-        };
-        let room = tokio::time::timeout(time_left(), self.budget.reserve(wanted)).await;
-        let Ok(Ok(room)) = room else {
-            return Ok(Fetched::nothing(MissReason::Budget));
-        };
-        let (held, streamed) = if is_whole {
-            let whole = store::read_whole(&record, body);
-            let bytes = tokio::time::timeout(time_left(), whole)
-                .await
-                .map_err(timed_out)??;
-            (StoredBody::Held(vec![bytes]), None)
-        } else {
-            (StoredBody::Streamed, Some(body))
-        };
-        Ok(Fetched {
-            answer: Answer::Found {
-                record: Arc::new(record),
-                body: held,
-            },
-            body: streamed,
-            room: Some(room),
-        })
-    }
-
-    /// Everything of [`Shared::fetch`] that needs no room.
-    async fn find(&self, key: &Key, method: LookupMethod) -> Result<Source, store::Error> {
-        let found = |record, body| {
-            Source::Fetched(Fetched {
-                answer: Answer::Found { record, body },
-                body: None,
-                room: None,
-            })
-        };
-        let nothing = || Source::Fetched(Fetched::nothing(MissReason::Absent));
-        if let Some(held) = self.fills.in_flight.get(key).await {
-            let body = StoredBody::Held(held.chunks.clone());
-            return Ok(found(Arc::clone(&held.record), body));
-        }
-        Ok(match method {
-            LookupMethod::Head => match self.store.head(key).await? {
-                Some(record) => found(Arc::new(record), StoredBody::NotNeeded),
-                None => nothing(),
-            },
-            LookupMethod::Get => match self.store.get(key).await? {
-                Some(found) => Source::Store(found),
-                None => nothing(),
-            },
-        })
-    }
-}
-
-impl Fetched {
-    fn nothing(reason: MissReason) -> Self {
-        Self {
-            answer: Answer::Nothing(reason),
-            body: None,
-            room: None,
-        }
-    }
-}
-
-/// A hit that goes out in pieces. The last piece leaves only when the whole body was proved, so
-/// that a wrong or short one is never taken for whole: the client misses its end.
-struct Sending {
-    source: BodyStream,
-    /// What the whole source must be; `None` where that is known already.
-    proof: Option<(BodyProof, BodyChecksum)>,
-    /// Bytes of the source that are not sent, before those that are.
-    skip: u64,
-    /// Bytes that are still to be taken from the source.
-    take: u64,
-    waiting: VecDeque<Bytes>,
-    waiting_bytes: usize,
-    has_ended: bool,
-}
-
-impl Sending {
-    /// All of a source that was proved before.
-    fn proved(source: BodyStream) -> Self {
-        Self {
-            source,
-            proof: None,
-            skip: 0,
-            take: u64::MAX,
-            waiting: VecDeque::new(),
-            waiting_bytes: 0,
-            has_ended: false,
-        }
-    }
-
-    /// `length` bytes from `first` on.
-    fn part(source: BodyStream, first: u64, length: u64, proof: BodyProof) -> Self {
-        Self {
-            proof: Some((proof, BodyChecksum::new())),
-            skip: first,
-            take: length,
-            ..Self::proved(source)
-        }
-    }
-
-    async fn next(&mut self) -> Option<Result<ProcessingResponse, Status>> {
-        // Until the end was seen and proved, some bytes are always kept back.
-        while !self.has_ended && (self.waiting_bytes <= STREAMED_PIECE_BYTES || self.take == 0) {
-            match self.source.next().await {
-                Some(Ok(chunk)) => {
-                    if let Some((proof, checksum)) = &mut self.proof {
-                        checksum.update(&chunk);
-                        if checksum.length() > proof.content_length {
-                            return Some(Err(Status::data_loss("stored body is too long")));
-                        }
-                    }
-                    self.keep(chunk);
-                }
-                Some(Err(error @ store::Error::Corrupt(_))) => {
-                    return Some(Err(Status::data_loss(store::Causes(&error).to_string())));
-                }
-                Some(Err(error)) => {
-                    return Some(Err(Status::unavailable(store::Causes(&error).to_string())));
-                }
-                None => {
-                    let is_whole = self
-                        .proof
-                        .as_ref()
-                        .is_none_or(|(proof, checksum)| proof.holds_for(checksum));
-                    if !is_whole {
-                        return Some(Err(Status::data_loss("stored body is not the one stored")));
-                    }
-                    self.has_ended = true;
-                }
-            }
-        }
-        let chunk = self.waiting.front_mut()?;
-        let piece = chunk.split_to(chunk.len().min(STREAMED_PIECE_BYTES));
-        if chunk.is_empty() {
-            self.waiting.pop_front();
-        }
-        self.waiting_bytes -= piece.len();
-        Some(Ok(wire::streamed_body(
-            &piece,
-            self.has_ended && self.waiting_bytes == 0,
-        )))
-    }
-
-    /// Keeps what is to be sent of the source's next bytes.
-    fn keep(&mut self, mut chunk: Bytes) {
-        let skipped = self.skip.min(chunk.len() as u64);
-        self.skip -= skipped;
-        // At most the chunk's length.
-        let _ = chunk.split_to(skipped as usize);
-        let taken = self.take.min(chunk.len() as u64);
-        self.take -= taken;
-        chunk.truncate(taken as usize);
-        if !chunk.is_empty() {
-            self.waiting_bytes += chunk.len();
-            self.waiting.push_back(chunk);
-        }
-    }
-}
-
-/// Everything that one request leaves in log and metrics, once.
-struct Log {
-    shared: Arc<Shared>,
-    policy: Arc<str>,
-    key: Option<Key>,
-    status: Option<u16>,
-    report: Report,
-    since: Stopwatch,
-    took: Duration,
-    lookup: Duration,
-    has_ended: bool,
-    /// What a hit holds until it is out.
-    room: Option<Reservation>,
-    _present: GaugeGuard,
-}
-
-impl Log {
-    fn new(shared: Arc<Shared>) -> Self {
-        Self {
-            policy: Arc::clone(shared.routes.no_policy()),
-            key: None,
-            status: None,
-            report: Report::Left,
-            since: Stopwatch::start(),
-            took: Duration::ZERO,
-            lookup: Duration::ZERO,
-            has_ended: false,
-            room: None,
-            _present: shared.metrics.stream(),
-            shared,
-        }
-    }
-
-    fn answered(&mut self) {
-        self.took = self.since.elapsed();
-    }
-
-    fn end(&mut self) {
-        if std::mem::replace(&mut self.has_ended, true) {
-            return;
-        }
-        self.answered();
-        let metrics = &self.shared.metrics;
-        metrics.request(&self.policy, self.report, self.took);
-        if let Report::Miss {
-            copy: Copied::Refused(refusal),
-            ..
-        } = self.report
-        {
-            metrics.not_storable(refusal.as_str());
-        }
-        info!(
-            policy = &*self.policy,
-            outcome = self.report.outcome().as_str(),
-            reason = self.report.reason(),
-            copy = self.report.copy(),
-            status = self.status,
-            key = self.key.as_ref().map(Key::object_name),
-            lookup_ms = self.lookup.as_secs_f64() * 1e3,
-            took_ms = self.took.as_secs_f64() * 1e3,
-            "request"
-        );
     }
 }
 

@@ -4,9 +4,12 @@
 //! and effects into answers, `wire.rs` is the only file that names Envoy's messages.
 
 mod driver;
+mod log;
 mod route_metadata;
+mod sending;
 mod service;
+mod shared;
 mod wire;
 
-pub use self::driver::Shared;
 pub use self::service::{Routes, service};
+pub use self::shared::Shared;

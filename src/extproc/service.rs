@@ -7,8 +7,9 @@ use std::sync::Arc;
 use futures_util::{Stream, stream};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::driver::{Conversation, Shared};
+use super::driver::Conversation;
 use super::route_metadata;
+use super::shared::Shared;
 use super::wire::{
     ExternalProcessor, ExternalProcessorServer, ProcessingRequest, ProcessingResponse,
     RouteAttributes,

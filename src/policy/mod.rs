@@ -16,7 +16,7 @@ mod revalidate;
 mod serve;
 mod storable;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod validators;
 
 use std::sync::Arc;

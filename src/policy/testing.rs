@@ -12,9 +12,9 @@ use super::{
 };
 use crate::clock::Timestamp;
 
-pub(super) const NOW: Timestamp = Timestamp::from_unix(1_800_000_000);
+pub(crate) const NOW: Timestamp = Timestamp::from_unix(1_800_000_000);
 
-pub(super) fn imgproxy() -> Imgproxy {
+pub(crate) fn imgproxy() -> Imgproxy {
     Imgproxy {
         path_prefix: String::new(),
         signing: Signing::Unsigned,
@@ -29,14 +29,14 @@ pub(super) fn imgproxy() -> Imgproxy {
     }
 }
 
-pub(super) fn generic() -> Generic {
+pub(crate) fn generic() -> Generic {
     Generic {
         query: Query::All,
         headers: Vec::new(),
     }
 }
 
-pub(super) fn policy(kind: Kind) -> Policy {
+pub(crate) fn policy(kind: Kind) -> Policy {
     Policy {
         name: "images".into(),
         namespace: "images".into(),
@@ -72,7 +72,7 @@ pub(super) fn policy(kind: Kind) -> Policy {
     }
 }
 
-pub(super) fn get(path: impl AsRef<[u8]>, headers: &[(&str, &str)]) -> RequestHead {
+pub(crate) fn get(path: impl AsRef<[u8]>, headers: &[(&str, &str)]) -> RequestHead {
     RequestHead {
         method: Method::GET,
         authority: Bytes::from_static(b"img.example"),
@@ -88,14 +88,14 @@ pub(super) fn get(path: impl AsRef<[u8]>, headers: &[(&str, &str)]) -> RequestHe
     }
 }
 
-pub(super) fn lookup(policy: &Policy, request: &RequestHead) -> Lookup {
+pub(crate) fn lookup(policy: &Policy, request: &RequestHead) -> Lookup {
     match policy.decide(request, NOW) {
         Decision::Lookup(lookup) => *lookup,
         Decision::Bypass(reason) => panic!("{reason:?} for {request:?}"),
     }
 }
 
-pub(super) fn bypass(policy: &Policy, request: &RequestHead) -> BypassReason {
+pub(crate) fn bypass(policy: &Policy, request: &RequestHead) -> BypassReason {
     match policy.decide(request, NOW) {
         Decision::Bypass(reason) => reason,
         Decision::Lookup(lookup) => panic!("{:?} for {request:?}", lookup.key),
@@ -103,7 +103,7 @@ pub(super) fn bypass(policy: &Policy, request: &RequestHead) -> BypassReason {
 }
 
 /// The head as the upstream gets it when the request leads.
-pub(super) fn forwarded(policy: &Policy, request: &RequestHead) -> Vec<(String, String)> {
+pub(crate) fn forwarded(policy: &Policy, request: &RequestHead) -> Vec<(String, String)> {
     let forward = lookup(policy, request).forward;
     let mut headers = request.headers.clone();
     for name in &forward.remove {

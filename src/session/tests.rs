@@ -6,60 +6,17 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::entry::{BodyProof, Record};
-use crate::policy::{
-    Authorization, Cookies, FreshnessRules, Imgproxy, Key, Kind, MediaRange, Provenance,
-    RequestHead, ResponseHead, Signing, Statuses, StoreRules, Validators, Verify,
-};
+use crate::policy::{Key, Kind, Provenance, RequestHead, ResponseHead, Validators, testing};
 
-const NOW: Timestamp = Timestamp::from_unix(1_800_000_000);
+const NOW: Timestamp = testing::NOW;
 const LARGEST: u64 = 10_000;
 const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
 
 fn policy() -> Arc<Policy> {
-    Arc::new(Policy {
-        name: "images".into(),
-        namespace: "images".into(),
-        epoch: 1,
-        key_host: false,
-        kind: Kind::Imgproxy(Imgproxy {
-            path_prefix: String::new(),
-            signing: Signing::Unsigned,
-            arguments_separator: ":".into(),
-            only_presets: false,
-            base64_includes_filename: false,
-            formats: Vec::new(),
-            enforced: Vec::new(),
-            dpr_steps: Vec::new(),
-            width_steps: Vec::new(),
-            forward_headers: Vec::new(),
-        }),
-        cookies: Cookies::Ignore,
-        authorization: Authorization::Bypass,
-        obeys_clients: false,
-        targeted: Vec::new(),
-        validators: Validators::Content,
-        shows_detail: false,
-        store: StoreRules {
-            statuses: Statuses::Only(vec![StatusCode::OK]),
-            content_codings: false,
-            content_types: vec![MediaRange {
-                main: "image".into(),
-                sub: None,
-            }],
-            verify: Verify::Image,
-            exclude_headers: Vec::new(),
-        },
-        freshness: FreshnessRules {
-            default: None,
-            floor: Duration::ZERO,
-            ceiling: Duration::from_secs(3600),
-            heuristic: None,
-            negative: Vec::new(),
-            stale_while_revalidate: None,
-            stale_if_error: Some(Duration::from_secs(100)),
-            fallback_max_age: None,
-        },
-    })
+    let mut policy = testing::policy(Kind::Imgproxy(testing::imgproxy()));
+    policy.validators = Validators::Content;
+    policy.freshness.stale_if_error = Some(Duration::from_secs(100));
+    Arc::new(policy)
 }
 
 fn request(method: Method) -> Event {

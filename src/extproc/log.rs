@@ -1,0 +1,80 @@
+//! What one request leaves in log and metrics.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::info;
+
+use super::shared::Shared;
+use crate::budget::Reservation;
+use crate::clock::Stopwatch;
+use crate::policy::Key;
+use crate::session::{Copied, Report};
+use crate::telemetry::metrics::GaugeGuard;
+
+/// Everything that one request leaves in log and metrics, once.
+pub(super) struct Log {
+    shared: Arc<Shared>,
+    pub(super) policy: Arc<str>,
+    pub(super) key: Option<Key>,
+    pub(super) status: Option<u16>,
+    pub(super) report: Report,
+    since: Stopwatch,
+    took: Duration,
+    pub(super) lookup: Duration,
+    has_ended: bool,
+    /// What a hit holds until it is out.
+    pub(super) room: Option<Reservation>,
+    _present: GaugeGuard,
+}
+
+impl Log {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            policy: Arc::clone(shared.routes.no_policy()),
+            key: None,
+            status: None,
+            report: Report::Left,
+            since: Stopwatch::start(),
+            took: Duration::ZERO,
+            lookup: Duration::ZERO,
+            has_ended: false,
+            room: None,
+            _present: shared.metrics.stream(),
+            shared,
+        }
+    }
+
+    /// An answer goes out now.
+    pub(super) fn answered(&mut self) {
+        self.took = self.since.elapsed();
+    }
+
+    /// The request is over; only the first call counts.
+    pub(super) fn end(&mut self) {
+        if std::mem::replace(&mut self.has_ended, true) {
+            return;
+        }
+        self.answered();
+        let metrics = &self.shared.metrics;
+        metrics.request(&self.policy, self.report, self.took);
+        if let Report::Miss {
+            copy: Copied::Refused(refusal),
+            ..
+        } = self.report
+        {
+            metrics.not_storable(refusal.as_str());
+        }
+        info!(
+            policy = &*self.policy,
+            outcome = self.report.outcome().as_str(),
+            reason = self.report.reason(),
+            copy = self.report.copy(),
+            status = self.status,
+            key = self.key.as_ref().map(Key::object_name),
+            lookup_ms = self.lookup.as_secs_f64() * 1e3,
+            took_ms = self.took.as_secs_f64() * 1e3,
+            "request"
+        );
+    }
+}

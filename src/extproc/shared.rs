@@ -1,0 +1,175 @@
+//! What all conversations share, and the lookup.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::{debug, warn};
+
+use super::sending::ROOM_BYTES;
+use super::service::Routes;
+use crate::budget::{Budget, Reservation};
+use crate::clock::{Clock, Stopwatch};
+use crate::fill::Fills;
+use crate::policy::{Key, LookupMethod, MissReason};
+use crate::session::{Answer, StoredBody};
+use crate::store::{self, BodyStream, Store};
+use crate::telemetry::Metrics;
+
+/// What all conversations share.
+#[derive(Debug)]
+pub struct Shared {
+    /// Which policy a route means.
+    pub routes: Routes,
+    /// Where entries are.
+    pub store: Arc<dyn Store>,
+    /// What may be held.
+    pub budget: Budget,
+    /// How copies are made.
+    pub fills: Fills,
+    /// Where everything is counted.
+    pub metrics: Metrics,
+    /// The time.
+    pub clock: Clock,
+    /// How long a lookup may take, from asking to having the entry.
+    pub lookup_deadline: Duration,
+    /// Hits up to this size go out in one message.
+    pub immediate_bytes: u64,
+    /// Largest body that is served, and so stored.
+    pub largest_bytes: u64,
+}
+
+/// What a lookup gave, and what goes with it until the answer is out.
+pub(super) struct Fetched {
+    /// What the session is told.
+    pub(super) answer: Answer,
+    /// The body, where it is still in the store.
+    pub(super) body: Option<BodyStream>,
+    /// Room for the body.
+    pub(super) room: Option<Reservation>,
+    /// How long it took.
+    pub(super) took: Duration,
+}
+
+/// What a lookup found before it asked for room.
+enum Source {
+    /// All that the answer needs.
+    Fetched(Fetched),
+    /// An entry whose body is still to be read.
+    Store(store::Found),
+}
+
+impl Shared {
+    /// Asks for an entry, and never for longer than the lookup deadline. Whatever goes wrong becomes
+    /// a reason to forward.
+    pub(super) async fn look_up(&self, key: &Key, method: LookupMethod) -> Fetched {
+        let stopwatch = Stopwatch::start();
+        let result = self.fetch(key, method, &stopwatch).await;
+        let took = stopwatch.elapsed();
+        self.metrics.lookup(took);
+        let fetched = result.unwrap_or_else(|error| Fetched::nothing(reason(key, &error)));
+        Fetched { took, ..fetched }
+    }
+
+    /// Gets an entry: from a fill that is not confirmed yet, else from the store; its body whole
+    /// and proved if it goes out in one message. All within the lookup deadline.
+    async fn fetch(
+        &self,
+        key: &Key,
+        method: LookupMethod,
+        since: &Stopwatch,
+    ) -> Result<Fetched, store::Error> {
+        let time_left = || self.lookup_deadline.saturating_sub(since.elapsed());
+        let timed_out = |_| store::Error::TimedOut;
+        let found = tokio::time::timeout(time_left(), self.find(key, method))
+            .await
+            .map_err(timed_out)??;
+        let store::Found { record, body } = match found {
+            Source::Fetched(fetched) => return Ok(fetched),
+            Source::Store(found) => found,
+        };
+        let length = record.body.content_length;
+        if length > self.largest_bytes {
+            return Ok(Fetched::nothing(MissReason::TooLarge));
+        }
+        let is_whole = length <= self.immediate_bytes;
+        let wanted = if is_whole { length } else { ROOM_BYTES };
+        let room = tokio::time::timeout(time_left(), self.budget.reserve(wanted)).await;
+        let Ok(Ok(room)) = room else {
+            return Ok(Fetched::nothing(MissReason::Budget));
+        };
+        let (held, streamed) = if is_whole {
+            let whole = store::read_whole(&record, body);
+            let bytes = tokio::time::timeout(time_left(), whole)
+                .await
+                .map_err(timed_out)??;
+            (StoredBody::Held(vec![bytes]), None)
+        } else {
+            (StoredBody::Streamed, Some(body))
+        };
+        Ok(Fetched {
+            answer: Answer::Found {
+                record: Arc::new(record),
+                body: held,
+            },
+            body: streamed,
+            room: Some(room),
+            took: Duration::ZERO,
+        })
+    }
+
+    /// Everything of [`Shared::fetch`] that needs no room.
+    async fn find(&self, key: &Key, method: LookupMethod) -> Result<Source, store::Error> {
+        let found = |record, body| {
+            Source::Fetched(Fetched {
+                answer: Answer::Found { record, body },
+                body: None,
+                room: None,
+                took: Duration::ZERO,
+            })
+        };
+        let nothing = || Source::Fetched(Fetched::nothing(MissReason::Absent));
+        if let Some(held) = self.fills.in_flight.get(key).await {
+            let body = StoredBody::Held(held.chunks.clone());
+            return Ok(found(Arc::clone(&held.record), body));
+        }
+        Ok(match method {
+            LookupMethod::Head => match self.store.head(key).await? {
+                Some(record) => found(Arc::new(record), StoredBody::NotNeeded),
+                None => nothing(),
+            },
+            LookupMethod::Get => match self.store.get(key).await? {
+                Some(found) => Source::Store(found),
+                None => nothing(),
+            },
+        })
+    }
+}
+
+impl Fetched {
+    fn nothing(reason: MissReason) -> Self {
+        Self {
+            answer: Answer::Nothing(reason),
+            body: None,
+            room: None,
+            took: Duration::ZERO,
+        }
+    }
+}
+
+/// Why a lookup that failed is forwarded.
+fn reason(key: &Key, error: &store::Error) -> MissReason {
+    let reason = match error {
+        store::Error::Unavailable(_) => MissReason::StoreUnavailable,
+        store::Error::TimedOut => MissReason::StoreTimeout,
+        store::Error::Denied(_) => MissReason::StoreDenied,
+        store::Error::Corrupt(_) => MissReason::Corrupt,
+        store::Error::TooLarge(_) => MissReason::TooLarge,
+    };
+    let (key, error) = (key.object_name(), store::Causes(error));
+    // The request's own line has the reason; only what an operator must mend is worth more.
+    match reason {
+        MissReason::Corrupt | MissReason::StoreDenied => warn!(key, %error, "lookup failed"),
+        _ => debug!(key, %error, "lookup failed"),
+    }
+    reason
+}
