@@ -1,9 +1,11 @@
-//! Fills of this process that are whole, but not yet confirmed by the store.
+//! What requests of this process for the same key know of each other.
 //!
-//! From the end of a stream until its commit is confirmed, lookups are served from the bytes that
-//! are held for it. An entry in the table lives exactly as long as its [`Pending`] guard.
+//! [`InFlight`] has the fills that are whole, but not yet confirmed by the store: from the end of a
+//! stream until its commit is confirmed, lookups are served from the bytes that are held for it.
+//! [`Refreshes`] has the keys whose stale entry one request is asking the upstream about, while the
+//! others are served the stale one. What is in a table lives exactly as long as its guard.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -82,6 +84,37 @@ impl Drop for Pending {
     }
 }
 
+/// The keys that are being refreshed; clones share them. At most one for each open stream.
+#[derive(Debug, Clone, Default)]
+pub struct Refreshes(Arc<Mutex<HashSet<[u8; 32]>>>);
+
+/// The task to refresh one key; dropping it lets another request have it.
+#[derive(Debug)]
+pub struct Refresh {
+    table: Refreshes,
+    digest: [u8; 32],
+}
+
+impl Refreshes {
+    /// Takes the task to refresh `key`; `None` while another request has it.
+    pub fn claim(&self, key: &Key) -> Option<Refresh> {
+        self.lock().insert(*key.digest()).then(|| Refresh {
+            table: self.clone(),
+            digest: *key.digest(),
+        })
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<[u8; 32]>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Refresh {
+    fn drop(&mut self) {
+        self.table.lock().remove(&self.digest);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,6 +137,15 @@ mod tests {
             }),
             chunks: Vec::new(),
         })
+    }
+
+    #[test]
+    fn one_request_at_a_time_refreshes_a_key() {
+        let table = Refreshes::default();
+        let first = table.claim(&key());
+        assert!(first.is_some() && table.claim(&key()).is_none());
+        drop(first);
+        assert!(table.claim(&key()).is_some());
     }
 
     #[tokio::test]

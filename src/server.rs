@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use crate::budget::Budget;
 use crate::clock::Clock;
-use crate::collapse::InFlight;
+use crate::collapse::{InFlight, Refreshes};
 use crate::config::{Config, Listen, StoreConfig};
 use crate::extproc::{self, Routes, Shared};
 use crate::fill::Fills;
@@ -106,6 +106,7 @@ pub async fn run(config: Config) -> Result<(), Error> {
             deadline: limits.fill_deadline,
             tasks: tasks.clone(),
         },
+        refreshes: Refreshes::default(),
         metrics: metrics.clone(),
         clock,
         lookup_deadline: limits.lookup_timeout,

@@ -186,11 +186,14 @@ struct RawFreshness {
     /// For statuses that say nothing, such as `404: 10s`; never for what a client could provoke for
     /// others (400, 403, 405, 408, 413, 414, 429, 431) and 5xx. Default none.
     negative: std::collections::BTreeMap<String, Seconds>,
+    /// After an entry was fresh, how long one request at a time asks about it while the others are
+    /// served the stale one, where the response does not say (RFC 5861). Default `0s`.
+    stale_while_revalidate: Option<Seconds>,
     /// After an entry was fresh, how long it may stand in for an error of the upstream, where the
     /// response does not say (RFC 5861). Default `0s`.
     stale_if_error: Option<Seconds>,
     /// imgproxy: its `IMGPROXY_FALLBACK_IMAGE_TTL`. An answer with this `max-age` is kept no
-    /// longer, whatever `floor` and `stale_if_error` say. Default none.
+    /// longer, whatever `floor` and the stale windows say. Default none.
     fallback_max_age: Option<Seconds>,
 }
 
@@ -245,7 +248,7 @@ impl RawPolicy {
                 ceiling: raw.ceiling.get(),
             }),
             negative: check.negative(&self.freshness.negative),
-            stale_while_revalidate: None,
+            stale_while_revalidate: self.freshness.stale_while_revalidate.map(Seconds::get),
             stale_if_error: self.freshness.stale_if_error.map(Seconds::get),
             fallback_max_age: self.freshness.fallback_max_age.map(Seconds::get),
         };

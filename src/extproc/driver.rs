@@ -12,6 +12,7 @@ use super::sending::Sending;
 use super::shared::Shared;
 use super::wire::{self, Message, Phase, ProcessingRequest, ProcessingResponse, RouteAttributes};
 use crate::clock::Stopwatch;
+use crate::collapse::Refresh;
 use crate::fill::Fill;
 use crate::policy::{BypassReason, RequestHead};
 use crate::session::{
@@ -25,6 +26,8 @@ pub(super) struct Conversation {
     inbound: Streaming<ProcessingRequest>,
     state: State,
     log: Log,
+    /// Held until the conversation is over: by then the refreshed entry is there, or is not coming.
+    refresh: Option<Refresh>,
 }
 
 enum State {
@@ -62,6 +65,7 @@ impl Conversation {
             shared,
             inbound,
             state: State::Opening(policy),
+            refresh: None,
         }
     }
 
@@ -196,6 +200,13 @@ impl Conversation {
                     self.log.room = fetched.room;
                     body = fetched.body;
                     event = Event::Answer(fetched.answer);
+                }
+                Effect::ClaimRefresh(key) => {
+                    self.refresh = self.shared.refreshes.claim(&key);
+                    event = match self.refresh {
+                        Some(_) => Event::RefreshClaimed,
+                        None => Event::RefreshTaken,
+                    };
                 }
                 Effect::Begin(plan) => match self.shared.fills.begin(*plan) {
                     Ok(begun) => {

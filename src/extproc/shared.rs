@@ -9,6 +9,7 @@ use super::sending::ROOM_BYTES;
 use super::service::Routes;
 use crate::budget::{Budget, Reservation};
 use crate::clock::{Clock, Stopwatch};
+use crate::collapse::Refreshes;
 use crate::fill::Fills;
 use crate::policy::{Key, LookupMethod, MissReason};
 use crate::session::{Answer, StoredBody};
@@ -26,6 +27,8 @@ pub struct Shared {
     pub budget: Budget,
     /// How copies are made.
     pub fills: Fills,
+    /// Which keys are being refreshed.
+    pub refreshes: Refreshes,
     /// Where everything is counted.
     pub metrics: Metrics,
     /// The time.

@@ -17,6 +17,9 @@ pub enum Effect {
         /// Whether the body is needed.
         method: LookupMethod,
     },
+    /// Take the task to refresh this key; whether it was free is the next event. The message stays
+    /// unanswered until then.
+    ClaimRefresh(Key),
     /// Begin a copy of the response; whether it could be begun is the next event. The message
     /// stays unanswered until then.
     Begin(Box<FillPlan>),

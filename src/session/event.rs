@@ -15,6 +15,10 @@ pub enum Event {
     Request(RequestHead),
     /// The store answered the lookup.
     Answer(Answer),
+    /// The task to refresh the key is this request's, as long as it lasts.
+    RefreshClaimed,
+    /// Another request refreshes the key.
+    RefreshTaken,
     /// The response's head arrived.
     Response(ResponseHead),
     /// The next bytes of the response's body arrived.
@@ -35,6 +39,8 @@ impl Event {
         match self {
             Self::Request(_) => "request head",
             Self::Answer(_) => "store's answer",
+            Self::RefreshClaimed => "claim of the refresh",
+            Self::RefreshTaken => "refusal of the refresh",
             Self::Response(_) => "response head",
             Self::Body { .. } => "response body",
             Self::CopyBegun => "begin of the copy",

@@ -3,6 +3,10 @@
 //! ```text
 //!          request head            answer: fresh entry
 //!  Start ───────────────► LookingUp ─────────────────────────────► Done (hit)
+//!    │                        │  │      stale, in its window     another request refreshes it
+//!    │                        │  └─────► Claiming ───────────────► Done (stale)
+//!    │                        │             │ this one does
+//!    │                        │ ◄───────────┘
 //!    │                        │ nothing usable, or stale
 //!    │ no key                 ▼           response head: not modified, or an error
 //!    │                    Forwarded ─────────────────────────────► Done (revalidated, stale)
@@ -35,7 +39,7 @@ pub use self::effect::{
     CopyStep, Effect, FillPlan, Freshened, Hit, HitBody, Passed, Reply, StoredBody,
 };
 pub use self::event::{AbortReason, Answer, Event};
-use self::state::{Beginning, Done, Draining, Filling, Forwarded, LookingUp, Start};
+use self::state::{Beginning, Claiming, Done, Draining, Filling, Forwarded, LookingUp, Start};
 pub use self::state::{Copied, Step};
 use crate::clock::Timestamp;
 use crate::policy::{BypassReason, MissReason, Outcome, Policy};
@@ -47,6 +51,8 @@ pub enum Session {
     Start(Start),
     /// The store was asked.
     LookingUp(LookingUp),
+    /// The entry is stale, and another request may be refreshing it.
+    Claiming(Claiming),
     /// The request was sent on.
     Forwarded(Forwarded),
     /// The response may be stored; the shell was asked for a copy.
@@ -76,7 +82,8 @@ pub enum Report {
     Bypass(BypassReason),
     /// Answered from the store.
     Hit,
-    /// Answered from the store, stale, because the upstream failed.
+    /// Answered from the store, stale, because another request refreshes the entry, or because the
+    /// upstream failed.
     Stale,
     /// Answered from the store, after the upstream confirmed it.
     Revalidated,
@@ -157,6 +164,8 @@ impl Session {
         match (self, event) {
             (Self::Start(state), Event::Request(head)) => Ok(state.request(&head, now)),
             (Self::LookingUp(state), Event::Answer(answer)) => Ok(state.answer(answer, now)),
+            (Self::Claiming(state), Event::RefreshClaimed) => Ok(state.claimed(now)),
+            (Self::Claiming(state), Event::RefreshTaken) => Ok(state.taken(now)),
             (Self::Forwarded(state), Event::Response(head)) => Ok(state.response(&head, now)),
             (Self::Filling(state), Event::Body { bytes, is_end }) => Ok(state.body(bytes, is_end)),
             (Self::Beginning(state), Event::CopyBegun) => Ok(state.begun()),
@@ -166,6 +175,7 @@ impl Session {
             (
                 Self::Start(_)
                 | Self::LookingUp(_)
+                | Self::Claiming(_)
                 | Self::Forwarded(_)
                 | Self::Beginning(_)
                 | Self::Filling(_)
@@ -184,7 +194,7 @@ impl Session {
     /// How the request ended, if nothing more comes.
     pub fn report(&self) -> Report {
         match self {
-            Self::Start(_) | Self::LookingUp(_) => Report::Left,
+            Self::Start(_) | Self::LookingUp(_) | Self::Claiming(_) => Report::Left,
             Self::Forwarded(state) => Report::Miss {
                 reason: state.reason,
                 copy: Copied::Aborted(AbortReason::Cut),
@@ -200,6 +210,7 @@ impl Session {
         match self {
             Self::Start(_) => "waiting for a request",
             Self::LookingUp(_) => "looking up",
+            Self::Claiming(_) => "claiming a refresh",
             Self::Forwarded(_) => "waiting for a response",
             Self::Beginning(_) => "beginning a copy",
             Self::Filling(_) => "filling",

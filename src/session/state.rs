@@ -127,11 +127,11 @@ pub struct LookingUp {
 impl LookingUp {
     pub(super) fn answer(self, answer: Answer, now: Timestamp) -> Step {
         let (record, body) = match answer {
-            Answer::Nothing(reason) => return self.forward(reason, None, now),
+            Answer::Nothing(reason) => return self.asked.forward(reason, None, now),
             Answer::Found { record, body } => (record, body),
         };
         if !record.is_for(&self.asked.lookup.key) {
-            return self.forward(MissReason::Corrupt, None, now);
+            return self.asked.forward(MissReason::Corrupt, None, now);
         }
         let control = &self.asked.lookup.control;
         match self.asked.policy.freshness(&record, now) {
@@ -141,24 +141,79 @@ impl LookingUp {
                     && control.min_fresh.is_none_or(|min_fresh| ttl >= min_fresh);
                 if !is_wanted {
                     let stored = Stored::new(record, body, age, false);
-                    return self.forward(MissReason::Client, stored, now);
+                    return self.asked.forward(MissReason::Client, stored, now);
                 }
                 let status = CacheStatus::Hit { ttl };
                 let reply = self.asked.hit(&record, body, age, status, "", now);
                 done(Report::Hit, Effect::Reply(reply))
             }
+            Freshness::Stale {
+                age,
+                staleness,
+                while_revalidate: true,
+                if_error,
+            } if !control.no_cache => {
+                let claiming = Claiming {
+                    asked: self.asked,
+                    record,
+                    body,
+                    age,
+                    staleness,
+                    if_error,
+                };
+                match claiming.asked.lookup.method {
+                    LookupMethod::Get => {
+                        let key = claiming.asked.lookup.key.clone();
+                        (Session::Claiming(claiming), Effect::ClaimRefresh(key))
+                    }
+                    // A HEAD cannot refresh anything.
+                    LookupMethod::Head => claiming.taken(now),
+                }
+            }
             Freshness::Stale { age, if_error, .. } => {
                 let stored = Stored::new(record, body, age, if_error);
-                self.forward(MissReason::Stale, stored, now)
+                self.asked.forward(MissReason::Stale, stored, now)
             }
         }
     }
+}
 
+/// The entry is stale but may be served while one request refreshes it.
+#[derive(Debug)]
+pub struct Claiming {
+    asked: Asked,
+    record: Arc<Record>,
+    body: StoredBody,
+    age: u64,
+    staleness: u64,
+    if_error: bool,
+}
+
+impl Claiming {
+    /// This request does.
+    pub(super) fn claimed(self, now: Timestamp) -> Step {
+        let stored = Stored::new(self.record, self.body, self.age, self.if_error);
+        self.asked.forward(MissReason::Stale, stored, now)
+    }
+
+    /// Another one does.
+    pub(super) fn taken(self, now: Timestamp) -> Step {
+        let status = CacheStatus::StaleHit {
+            staleness: self.staleness,
+        };
+        let reply = self
+            .asked
+            .hit(&self.record, self.body, self.age, status, "", now);
+        done(Report::Stale, Effect::Reply(reply))
+    }
+}
+
+impl Asked {
     /// Sends the request on. What is `stored` is asked about with its own validators, and stands in
     /// for an error where it may.
     fn forward(self, reason: MissReason, stored: Option<Stored>, now: Timestamp) -> Step {
-        let mut forward = self.asked.lookup.forward.clone();
-        let role = match self.asked.lookup.method {
+        let mut forward = self.lookup.forward.clone();
+        let role = match self.lookup.method {
             // A HEAD never fills, so there is nothing that its fields could change.
             LookupMethod::Head => {
                 forward = Forward::default();
@@ -178,7 +233,7 @@ impl LookingUp {
         };
         (
             Session::Forwarded(Forwarded {
-                asked: self.asked,
+                asked: self,
                 role,
                 reason,
                 request_time: now,

@@ -123,6 +123,14 @@ fn record(key: &Key, age: u64) -> Arc<Record> {
     })
 }
 
+/// Stale for five seconds, and it may be served for ten.
+fn in_window(key: &Key) -> Arc<Record> {
+    let mut record = Record::clone(&record(key, 65));
+    let line = HeaderValue::from_static("max-age=60, stale-while-revalidate=10");
+    record.headers.insert("cache-control", line);
+    Arc::new(record)
+}
+
 fn found(record: Arc<Record>) -> Event {
     Event::Answer(Answer::Found {
         record,
@@ -247,6 +255,30 @@ fn rfc5861_4_an_error_is_answered_with_the_stale_entry_inside_its_window() {
 }
 
 #[test]
+fn rfc5861_3_in_its_window_one_request_asks_and_the_others_get_the_stale_entry() {
+    let claiming = |method| {
+        let (session, key) = looking_up(method);
+        step(session, found(in_window(&key)))
+    };
+    let (session, effect) = claiming(Method::GET);
+    assert!(matches!(effect, Effect::ClaimRefresh(_)), "{effect:?}");
+    let (_, effect) = step(session, Event::RefreshClaimed);
+    assert!(
+        matches!(effect, Effect::Reply(Reply::Forward(_))),
+        "{effect:?}"
+    );
+    let (session, _) = claiming(Method::GET);
+    let (session, effect) = step(session, Event::RefreshTaken);
+    assert_eq!(
+        hit(effect).headers["cache-status"],
+        "afterimage; hit; ttl=-5"
+    );
+    assert_eq!(session.report(), Report::Stale);
+    let (_, effect) = claiming(Method::HEAD);
+    assert!(matches!(hit(effect).body, HitBody::Length(_)));
+}
+
+#[test]
 fn a_part_of_a_held_body_is_cut_out_of_its_chunks() {
     let chunks = || {
         vec![
@@ -355,7 +387,7 @@ fn an_event_that_cannot_be_names_state_and_event() {
 
 /// What an arbitrary shell, proxy and store could do.
 fn any_event() -> impl Strategy<Value = u8> {
-    0_u8..14
+    0_u8..17
 }
 
 fn event(number: u8, key: &Key) -> Event {
@@ -373,6 +405,9 @@ fn event(number: u8, key: &Key) -> Event {
         10 => body(PNG, false),
         11 => body(PNG, true),
         12 => body("", true),
+        13 => Event::RefreshClaimed,
+        14 => Event::RefreshTaken,
+        15 => found(in_window(key)),
         _ => body(vec![0; 20_000], false),
     }
 }
@@ -400,7 +435,7 @@ proptest! {
             prop_assert!(!was_done);
             messages += u32::from(is_message);
             match effect {
-                Effect::LookUp { .. } | Effect::Nothing => {}
+                Effect::LookUp { .. } | Effect::ClaimRefresh(_) | Effect::Nothing => {}
                 Effect::Reply(_) | Effect::Freshen(..) => answers += 1,
                 Effect::Finish(_) => {
                     prop_assert!(begun && !ended);

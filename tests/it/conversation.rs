@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use afterimage::budget::Budget;
 use afterimage::clock::{Clock, Timestamp};
-use afterimage::collapse::InFlight;
+use afterimage::collapse::{InFlight, Refreshes};
 use afterimage::config::Config;
 use afterimage::extproc::{Routes, Shared, service};
 use afterimage::fill::Fills;
@@ -71,6 +71,7 @@ impl Processor {
                 deadline: Duration::from_secs(60),
                 tasks: TaskTracker::new(),
             },
+            refreshes: Refreshes::default(),
             metrics: metrics.clone(),
             clock: clock.clone(),
             lookup_deadline: Duration::from_secs(10),

@@ -5,7 +5,7 @@ use reqwest::Method;
 
 use crate::scripted::{KIB, MIB, STORED, commits_reach, generic, png};
 use crate::support::client::{Answer, Client};
-use crate::support::origin::{Origin, Script};
+use crate::support::origin::{Gate, Origin, Script};
 use crate::support::stack::{Stack, Store};
 
 const TAG: &str = "\"v1\"";
@@ -230,5 +230,59 @@ async fn clients_see_entity_tags_of_the_bytes_of_imgproxys_images() -> Result<()
         tags.push(tag);
     }
     assert_ne!(tags[0], tags[1]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn inside_stale_while_revalidate_one_request_asks_and_the_others_do_not_wait() -> Result<()> {
+    let origin = Origin::start().await?;
+    let stack = generic(&origin, Store::Local).start().await?;
+    let line = "max-age=1, stale-while-revalidate=3600";
+    let old = Script::ok("image/png", png(50 * KIB))
+        .without("cache-control")
+        .header("cache-control", line);
+    origin.respond("/a", old);
+    let first = stack.get("/a").await?;
+    assert_eq!(first.cache_status(), STORED);
+
+    // The upstream keeps whoever asks waiting.
+    let gate = Gate::closed();
+    let new = png(60 * KIB);
+    origin.respond(
+        "/a",
+        Script::ok("image/png", new.clone()).wait_before_head(&gate),
+    );
+    let asking = tokio::spawn({
+        let client = stack.client.clone();
+        async move {
+            loop {
+                let answer = client.get("/a").await?;
+                if !answer.is_hit() {
+                    return anyhow::Ok(answer);
+                }
+            }
+        }
+    });
+    gate.reached_by(1).await?;
+    for client in [stack.client.clone(), stack.http2()?] {
+        for _ in 0..20 {
+            let stale = client.get("/a").await?;
+            assert_eq!((stale.status, &stale.body), (200, &first.body));
+            let status = stale.cache_status();
+            let is_stale =
+                status.starts_with("afterimage; hit; ttl=-") || status.ends_with("ttl=0");
+            assert!(is_stale, "{status}");
+        }
+    }
+    gate.open();
+    let asked = asking.await??;
+    assert_eq!(asked.body, new);
+    assert_eq!(
+        asked.cache_status(),
+        "afterimage; fwd=stale; fwd-status=200; stored"
+    );
+    let hit = stack.get("/a").await?;
+    assert!(hit.is_hit() && hit.body == new);
+    assert_eq!(origin.requests_for("/a").len(), 2);
     Ok(())
 }
