@@ -34,8 +34,9 @@ pub(crate) struct RawPolicy {
     /// `bypass`: a request with `Authorization` is not looked up. `rfc9111`: its answer is stored
     /// where it says that it may be shared (RFC 9111 section 3.5). Default `bypass`.
     authorization: Option<RawAuthorization>,
-    /// Whether `Cache-Control` and `Pragma` of requests are obeyed: `ignore` or `obey`. Whoever can
-    /// ask can then make the upstream work. Default `ignore`.
+    /// Whether a request's `no-cache` (`Pragma` too), `no-store`, `max-age` and `min-fresh` are
+    /// obeyed: `ignore` or `obey`. Whoever can ask can then make the upstream work. Default
+    /// `ignore`.
     client_cache_control: Option<RawClientControl>,
     /// Whose entity tags clients see. `content`: ours, made of the bytes; a miss has none.
     /// `upstream`: the upstream's. Default `content` for imgproxy, which sends one tag for all

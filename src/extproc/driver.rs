@@ -194,8 +194,8 @@ impl Conversation {
             self.log.report = session.report();
             match effect {
                 Effect::LookUp { key, method } => {
-                    let fetched = self.shared.look_up(&key, method).await;
-                    self.log.lookup = fetched.took;
+                    let (fetched, took) = self.shared.look_up(&key, method).await;
+                    self.log.lookup = took;
                     self.log.key = Some(key);
                     self.log.room = fetched.room;
                     body = fetched.body;
@@ -296,7 +296,13 @@ impl Conversation {
         };
         let answer = match reply {
             Reply::Bypass => self.with_outcome(wire::bypass(), report),
-            Reply::Forward(changes) => wire::forward(&changes),
+            Reply::Forward(changes) => {
+                if body.is_some() {
+                    // The stored body is not going to be read.
+                    self.log.room = None;
+                }
+                wire::forward(&changes)
+            }
             Reply::Pass(passed) => self.with_outcome(wire::respond(&passed, false), report),
             Reply::Mirror(passed) => self.with_outcome(wire::respond(&passed, true), report),
             Reply::Continue => wire::pass(Phase::ResponseBody),

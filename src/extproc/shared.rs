@@ -49,8 +49,6 @@ pub(super) struct Fetched {
     pub(super) body: Option<BodyStream>,
     /// Room for the body.
     pub(super) room: Option<Reservation>,
-    /// How long it took.
-    pub(super) took: Duration,
 }
 
 /// What a lookup found before it asked for room.
@@ -62,15 +60,15 @@ enum Source {
 }
 
 impl Shared {
-    /// Asks for an entry, and never for longer than the lookup deadline. Whatever goes wrong becomes
-    /// a reason to forward.
-    pub(super) async fn look_up(&self, key: &Key, method: LookupMethod) -> Fetched {
+    /// Asks for an entry, and never for longer than the lookup deadline; also gives the time it took.
+    /// Whatever goes wrong becomes a reason to forward.
+    pub(super) async fn look_up(&self, key: &Key, method: LookupMethod) -> (Fetched, Duration) {
         let stopwatch = Stopwatch::start();
         let result = self.fetch(key, method, &stopwatch).await;
         let took = stopwatch.elapsed();
         self.metrics.lookup(took);
         let fetched = result.unwrap_or_else(|error| Fetched::nothing(reason(key, &error)));
-        Fetched { took, ..fetched }
+        (fetched, took)
     }
 
     /// Gets an entry: from a fill that is not confirmed yet, else from the store; its body whole
@@ -116,7 +114,6 @@ impl Shared {
             },
             body: streamed,
             room: Some(room),
-            took: Duration::ZERO,
         })
     }
 
@@ -127,7 +124,6 @@ impl Shared {
                 answer: Answer::Found { record, body },
                 body: None,
                 room: None,
-                took: Duration::ZERO,
             })
         };
         let nothing = || Source::Fetched(Fetched::nothing(MissReason::Absent));
@@ -154,7 +150,6 @@ impl Fetched {
             answer: Answer::Nothing(reason),
             body: None,
             room: None,
-            took: Duration::ZERO,
         }
     }
 }
