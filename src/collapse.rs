@@ -128,6 +128,7 @@ mod tests {
     fn held() -> Arc<Held> {
         Arc::new(Held {
             record: Arc::new(Record {
+                variants: None,
                 key_digest: *key().digest(),
                 status: http::StatusCode::OK,
                 headers: http::HeaderMap::new(),

@@ -18,8 +18,7 @@ use tracing::warn;
 use crate::budget::{Budget, Reservation};
 use crate::collapse::{Held, InFlight, Pending};
 use crate::entry::{BodyChecksum, BodyProof, Record};
-use crate::policy::{Key, Storable};
-use crate::session::{AbortReason, FillPlan};
+use crate::session::{AbortReason, FillPlan, Signpost};
 use crate::store::{self, Store};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::GaugeGuard;
@@ -52,8 +51,7 @@ pub struct Fills {
 /// One copy.
 #[derive(Debug)]
 pub struct Fill {
-    key: Key,
-    storable: Storable,
+    plan: Arc<FillPlan>,
     copy: Copy,
     open: OpenGuard,
 }
@@ -91,14 +89,14 @@ impl Fills {
     /// [`AbortReason::Budget`] when there is no room for it, [`AbortReason::RecordTooLarge`] when
     /// its headers are more than is kept.
     pub fn begin(&self, plan: FillPlan) -> Result<Fill, AbortReason> {
-        let FillPlan { key, storable } = plan;
-        record(&key, &storable, BodyProof::of(&[]))
+        record(&plan, BodyProof::of(&[]))
             .encode()
             .map_err(|_| AbortReason::RecordTooLarge)?;
+        let plan = Arc::new(plan);
         let open = Arc::new(self.metrics.open_fill());
-        let copy = match storable.content_length {
+        let copy = match plan.storable.content_length {
             Some(length) if length > self.held_bytes => {
-                Copy::Passing(self.pass_on(key.clone(), storable.clone(), &open))
+                Copy::Passing(self.pass_on(Arc::clone(&plan), &open))
             }
             known => {
                 let reserved = known.unwrap_or(0);
@@ -110,12 +108,7 @@ impl Fills {
                 })
             }
         };
-        Ok(Fill {
-            key,
-            storable,
-            copy,
-            open,
-        })
+        Ok(Fill { plan, copy, open })
     }
 
     /// Takes the next bytes. With an error the fill is gone.
@@ -127,12 +120,7 @@ impl Fills {
         if chunk.is_empty() {
             return Ok(fill);
         }
-        let Fill {
-            key,
-            storable,
-            copy,
-            open,
-        } = fill;
+        let Fill { plan, copy, open } = fill;
         let copy = match copy {
             Copy::Held(mut held) => {
                 held.length += chunk.len() as u64;
@@ -144,7 +132,7 @@ impl Fills {
                 if held.length <= self.held_bytes {
                     Copy::Held(held)
                 } else {
-                    let queue = self.pass_on(key.clone(), storable.clone(), &open);
+                    let queue = self.pass_on(Arc::clone(&plan), &open);
                     send(&queue, Piece::Chunks(held.chunks, held.room))?;
                     Copy::Passing(queue)
                 }
@@ -155,12 +143,7 @@ impl Fills {
                 Copy::Passing(queue)
             }
         };
-        Ok(Fill {
-            key,
-            storable,
-            copy,
-            open,
-        })
+        Ok(Fill { plan, copy, open })
     }
 
     /// Hands a whole, verified copy over to a task that commits it. From here on lookups of this
@@ -169,10 +152,18 @@ impl Fills {
         let fills = self.clone();
         match fill.copy {
             Copy::Held(held) => {
-                let pending = self.in_flight.announce(&fill.key);
+                let pending = self.in_flight.announce(&fill.plan.key);
+                let signpost = fill.plan.signpost.as_ref().map(|signpost| {
+                    let pending = self.in_flight.announce(&signpost.key);
+                    pending.show(Arc::new(Held {
+                        record: Arc::new(signpost.record.clone()),
+                        chunks: Vec::new(),
+                    }));
+                    pending
+                });
                 self.tasks.spawn(async move {
-                    fills.put(&fill.key, fill.storable, held, pending).await;
-                    drop(fill.open);
+                    fills.put(&fill.plan, held, pending).await;
+                    drop((signpost, fill.open));
                 });
             }
             Copy::Passing(queue) => {
@@ -186,7 +177,7 @@ impl Fills {
         }
     }
 
-    async fn put(&self, key: &Key, storable: Storable, copy: HeldCopy, pending: Pending) {
+    async fn put(&self, plan: &FillPlan, copy: HeldCopy, pending: Pending) {
         let HeldCopy {
             chunks,
             length,
@@ -205,24 +196,24 @@ impl Fills {
             }
         };
         let held = Arc::new(Held {
-            record: Arc::new(record(key, &storable, proof)),
+            record: Arc::new(record(plan, proof)),
             chunks,
         });
         pending.show(Arc::clone(&held));
-        let result = self.store.put(key, &held.record, &held.chunks).await;
-        self.ended(key, length, result);
+        let result = self.store.put(&plan.key, &held.record, &held.chunks).await;
+        self.ended(plan, length, result).await;
         drop((pending, room));
     }
 
     /// Starts the task that writes a large body while it passes. It ends without a commit when the
     /// queue is dropped before [`Piece::End`].
-    fn pass_on(&self, key: Key, storable: Storable, open: &OpenGuard) -> mpsc::Sender<Piece> {
+    fn pass_on(&self, plan: Arc<FillPlan>, open: &OpenGuard) -> mpsc::Sender<Piece> {
         let (sender, mut queue) = mpsc::channel(QUEUED_PIECES);
         let fills = self.clone();
         let open = Arc::clone(open);
         self.tasks.spawn(async move {
-            if let Err(error) = fills.write(&key, storable, &mut queue).await {
-                warn!(key = %key.object_name(), error = %store::Causes(&error), "large fill failed");
+            if let Err(error) = fills.write(&plan, &mut queue).await {
+                warn!(key = %plan.key.object_name(), error = %store::Causes(&error), "large fill failed");
                 // Whoever still appends meets the closed queue and counts the loss. Where the end
                 // is in the queue already, nobody does.
                 queue.close();
@@ -239,12 +230,11 @@ impl Fills {
 
     async fn write(
         &self,
-        key: &Key,
-        storable: Storable,
+        plan: &FillPlan,
         queue: &mut mpsc::Receiver<Piece>,
     ) -> Result<(), store::Error> {
-        let draft = record(key, &storable, BodyProof::of(&[]));
-        let mut writer = self.store.begin(key, &draft).await?;
+        let draft = record(plan, BodyProof::of(&[]));
+        let mut writer = self.store.begin(&plan.key, &draft).await?;
         let mut sha256 = Sha256::new();
         let mut checksum = BodyChecksum::new();
         while let Some(piece) = queue.recv().await {
@@ -263,8 +253,8 @@ impl Fills {
                         sha256: sha256.finalize().into(),
                         crc64: checksum.crc64(),
                     };
-                    let result = writer.commit(&record(key, &storable, proof)).await;
-                    self.ended(key, proof.content_length, result);
+                    let result = writer.commit(&record(plan, proof)).await;
+                    self.ended(plan, proof.content_length, result).await;
                     return Ok(());
                 }
             }
@@ -272,13 +262,20 @@ impl Fills {
         Ok(())
     }
 
-    fn ended(&self, key: &Key, length: u64, result: Result<(), store::Error>) {
+    async fn ended(&self, plan: &FillPlan, length: u64, result: Result<(), store::Error>) {
         match result {
             Ok(()) => self.metrics.committed(length),
             Err(error) => {
                 self.metrics.aborted(AbortReason::Store);
-                warn!(key = %key.object_name(), error = %store::Causes(&error), "fill was not committed");
+                warn!(key = %plan.key.object_name(), error = %store::Causes(&error), "fill was not committed");
+                return;
             }
+        }
+        let Some(Signpost { key, record }) = &plan.signpost else {
+            return;
+        };
+        if let Err(error) = self.store.put(key, record, &[]).await {
+            warn!(key = %key.object_name(), error = %store::Causes(&error), "variant will not be found");
         }
     }
 
@@ -294,9 +291,11 @@ fn send(queue: &mpsc::Sender<Piece>, piece: Piece) -> Result<(), AbortReason> {
     queue.try_send(piece).map_err(|_| AbortReason::Store)
 }
 
-fn record(key: &Key, storable: &Storable, body: BodyProof) -> Record {
+fn record(plan: &FillPlan, body: BodyProof) -> Record {
+    let storable = &plan.storable;
     Record {
-        key_digest: *key.digest(),
+        variants: None,
+        key_digest: *plan.key.digest(),
         status: storable.status,
         headers: storable.headers.clone(),
         response_time: storable.response_time,

@@ -149,6 +149,9 @@ struct RawStoreRules {
     statuses: Option<RawStatuses>,
     /// Whether a response with `Content-Encoding` is stored as it is. Default false.
     content_codings: bool,
+    /// generic: how many responses are kept for one URL that differ by request headers outside the
+    /// key, where `Vary` names them; 0 to 64. With 0 such responses are not stored. Default 16.
+    variants: Option<usize>,
     /// Media types that are stored, such as `image/*` or `text/css`. `image/svg+xml` must be named
     /// itself, because it can carry script. Default `[image/*]`.
     content_types: Option<Vec<String>>,
@@ -502,8 +505,23 @@ impl RawStoreRules {
                 range
             })
             .collect();
+        let variants = match (kind, self.variants) {
+            (Some(PolicyKind::Imgproxy), Some(_)) => {
+                check.problem(
+                    "store.variants",
+                    "is for `kind: generic`; imgproxy's variants are all in the key",
+                );
+                0
+            }
+            (Some(PolicyKind::Imgproxy) | None, _) => 0,
+            (Some(PolicyKind::Generic), variants) => variants.unwrap_or(16),
+        };
+        if variants > 64 {
+            check.problem("store.variants", "is 0 to 64");
+        }
         StoreRules {
             statuses,
+            variants,
             content_codings: self.content_codings,
             content_types,
             verify: match self.verify {

@@ -8,12 +8,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
-use http::{HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use sha2::{Digest as _, Sha256};
 
 use super::cache_control::RequestControl;
 use super::validators::Conditions;
-use super::{Kind, Policy, RequestHead};
+use super::{Kind, Policy, RequestHead, vary};
 use crate::clock::Timestamp;
 
 impl Policy {
@@ -97,6 +97,15 @@ impl Key {
             HEXLOWER.encode(&self.source[..16]),
             HEXLOWER.encode(&self.digest)
         )
+    }
+
+    /// The key of the response to `request` among those of this primary key that vary by `fields`
+    /// (RFC 9111 section 4.1).
+    pub fn variant(&self, fields: &[HeaderName], request: &HeaderMap) -> Self {
+        Self {
+            digest: vary::digest(&self.digest, fields, request),
+            ..self.clone()
+        }
     }
 
     /// A key made of its parts, for tests of stores.

@@ -18,6 +18,7 @@ mod storable;
 #[cfg(test)]
 pub(crate) mod testing;
 mod validators;
+mod vary;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +36,7 @@ pub use self::revalidate::Answered;
 pub use self::serve::{Served, ServedBody};
 pub use self::storable::{Content, NotStorable, Provenance, ResponseHead, Storable};
 pub use self::validators::{Conditions, Selected, Validators, forwarded_validators};
+pub use self::vary::Variants;
 
 /// What an operator decided for the routes that name this policy.
 #[derive(Debug, Clone)]
@@ -124,6 +126,9 @@ pub struct StoreRules {
     pub statuses: Statuses,
     /// Whether a response with a content coding is stored as it is.
     pub content_codings: bool,
+    /// How many responses that differ by request fields outside the key are stored for one primary
+    /// key (RFC 9111 section 4.1); 0: none.
+    pub variants: usize,
     /// Media types without parameters; a subtype of `*` takes the whole type. `image/svg+xml` is
     /// never meant by `image/*`, only by its own name, because it can carry script.
     pub content_types: Vec<MediaRange>,

@@ -38,6 +38,8 @@ impl Outcome {
 pub enum MissReason {
     /// Nothing is stored.
     Absent,
+    /// Something is stored, but not for what this request has in the fields that `Vary` names.
+    Variant,
     /// What is stored is no longer fresh.
     Stale,
     /// What is stored is not whole, or not for this key.
@@ -61,6 +63,7 @@ impl MissReason {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Absent => "absent",
+            Self::Variant => "variant",
             Self::Stale => "stale",
             Self::Corrupt => "corrupt",
             Self::StoreUnavailable => "store_unavailable",
@@ -88,6 +91,18 @@ pub enum CacheStatus {
     },
     /// Sent on, nothing usable was there.
     Miss {
+        /// Whether a fill has begun.
+        stored: bool,
+    },
+    /// Sent on, nothing was there for what the request has in the fields of `Vary`.
+    VaryMiss {
+        /// Whether a fill has begun.
+        stored: bool,
+    },
+    /// Sent on although the entry was fresh, because the request asked for that.
+    Request {
+        /// Status of the upstream's answer.
+        status: u16,
         /// Whether a fill has begun.
         stored: bool,
     },
@@ -119,6 +134,14 @@ impl fmt::Display for CacheStatus {
             Self::StaleHit { staleness: 0 } => write!(f, "afterimage; hit; ttl=0"),
             Self::StaleHit { staleness } => write!(f, "afterimage; hit; ttl=-{staleness}"),
             Self::Miss { stored: s } => write!(f, "afterimage; fwd=miss{}", stored(s)),
+            Self::VaryMiss { stored: s } => write!(f, "afterimage; fwd=vary-miss{}", stored(s)),
+            Self::Request { status, stored: s } => {
+                write!(
+                    f,
+                    "afterimage; fwd=request; fwd-status={status}{}",
+                    stored(s)
+                )
+            }
             Self::Stale { status, stored: s } => {
                 write!(f, "afterimage; fwd=stale; fwd-status={status}{}", stored(s))
             }

@@ -2,7 +2,7 @@
 
 use http::header::{
     CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, LAST_MODIFIED,
-    SET_COOKIE, TRANSFER_ENCODING, VARY,
+    SET_COOKIE, TRANSFER_ENCODING,
 };
 use http::{HeaderMap, HeaderName, StatusCode};
 
@@ -51,6 +51,8 @@ pub struct Storable {
     pub content_length: Option<u64>,
     /// What the first bytes of the body are compared with.
     pub content: Content,
+    /// Request fields beside the primary key that it is the answer to, sorted, each once.
+    pub varies_by: Vec<HeaderName>,
 }
 
 /// What a body claims to be.
@@ -90,6 +92,9 @@ pub enum NotStorable {
     SetCookie,
     /// `Vary` names `*`, or a request field that reaches the upstream without being in the key.
     Vary,
+    /// As many responses as the policy allows are stored for other values of the fields that `Vary`
+    /// names.
+    Variants,
     /// A media type that the policy does not name, or none.
     ContentType,
     /// A content coding.
@@ -125,6 +130,7 @@ impl NotStorable {
             Self::NoCache => "no_cache",
             Self::SetCookie => "set_cookie",
             Self::Vary => "vary",
+            Self::Variants => "variants",
             Self::ContentType => "content_type",
             Self::ContentEncoding => "content_encoding",
             Self::ContentRange => "content_range",
@@ -233,7 +239,8 @@ impl Policy {
         if headers.contains_key(SET_COOKIE) {
             return Err(NotStorable::SetCookie);
         }
-        if self.varies_on_unkeyed(headers) {
+        let varies_by = self.varies_by(headers).map_err(|_| NotStorable::Vary)?;
+        if !varies_by.is_empty() && self.store.variants == 0 {
             return Err(NotStorable::Vary);
         }
         if response.status == StatusCode::OK
@@ -289,6 +296,7 @@ impl Policy {
             initial_age,
             content_length,
             content,
+            varies_by,
         })
     }
 
@@ -349,22 +357,6 @@ impl Policy {
             .and_then(|digits| digits.parse().ok())
             .map(Some)
             .ok_or(NotStorable::BadLength)
-    }
-
-    /// Whether `Vary` names something that could make the same key mean different bytes
-    /// (RFC 9111 section 4.1).
-    fn varies_on_unkeyed(&self, headers: &HeaderMap) -> bool {
-        headers
-            .get_all(VARY)
-            .iter()
-            .flat_map(|line| line.as_bytes().split(|&byte| byte == b','))
-            .map(<[u8]>::trim_ascii)
-            .filter(|field| !field.is_empty())
-            .any(|field| {
-                HeaderName::from_bytes(field)
-                    // `*` is a token, too, and matches no request.
-                    .map_or(true, |name| name == "*" || !self.controls(&name))
-            })
     }
 
     pub(super) fn kept_headers(&self, headers: &HeaderMap) -> HeaderMap {

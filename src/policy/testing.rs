@@ -52,6 +52,7 @@ pub(crate) fn policy(kind: Kind) -> Policy {
         store: StoreRules {
             statuses: Statuses::Only(vec![StatusCode::OK]),
             content_codings: false,
+            variants: 0,
             content_types: vec![MediaRange {
                 main: "image".into(),
                 sub: None,

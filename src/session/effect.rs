@@ -131,4 +131,15 @@ pub struct FillPlan {
     pub key: Key,
     /// Everything about it but its body.
     pub storable: Storable,
+    /// What is stored beside it, once it is stored.
+    pub signpost: Option<Signpost>,
+}
+
+/// The record without a body under the primary key of responses that vary by more than that.
+#[derive(Debug, Clone)]
+pub struct Signpost {
+    /// The primary key.
+    pub key: Key,
+    /// Its record.
+    pub record: Record,
 }

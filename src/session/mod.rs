@@ -36,7 +36,7 @@ mod state;
 use std::sync::Arc;
 
 pub use self::effect::{
-    CopyStep, Effect, FillPlan, Freshened, Hit, HitBody, Passed, Reply, StoredBody,
+    CopyStep, Effect, FillPlan, Freshened, Hit, HitBody, Passed, Reply, Signpost, StoredBody,
 };
 pub use self::event::{AbortReason, Answer, Event};
 use self::state::{Beginning, Claiming, Done, Draining, Filling, Forwarded, LookingUp, Start};
@@ -162,7 +162,7 @@ impl Session {
             event: event.name(),
         };
         match (self, event) {
-            (Self::Start(state), Event::Request(head)) => Ok(state.request(&head, now)),
+            (Self::Start(state), Event::Request(head)) => Ok(state.request(head, now)),
             (Self::LookingUp(state), Event::Answer(answer)) => Ok(state.answer(answer, now)),
             (Self::Claiming(state), Event::RefreshClaimed) => Ok(state.claimed(now)),
             (Self::Claiming(state), Event::RefreshTaken) => Ok(state.taken(now)),

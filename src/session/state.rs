@@ -6,16 +6,16 @@ use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
 
 use super::effect::{
-    CopyStep, Effect, FillPlan, Freshened, Hit, HitBody, Passed, Reply, StoredBody,
+    CopyStep, Effect, FillPlan, Freshened, Hit, HitBody, Passed, Reply, Signpost, StoredBody,
 };
 use super::event::{AbortReason, Answer};
 use super::{Report, Session};
 use crate::clock::Timestamp;
 use crate::entry::Record;
 use crate::policy::{
-    Answered, CacheStatus, Content, Decision, Forward, Freshness, Lookup, LookupMethod,
-    MAGIC_BYTES, MissReason, NotStorable, Policy, RequestHead, ResponseHead, ServedBody,
-    Validators, forwarded_validators,
+    Answered, CacheStatus, Content, Decision, Forward, Freshness, Key, Lookup, LookupMethod,
+    MAGIC_BYTES, MissReason, NotStorable, Policy, RequestHead, ResponseHead, ServedBody, Storable,
+    Validators, Variants, forwarded_validators,
 };
 
 /// What follows from an event: the next state, and what to do.
@@ -29,8 +29,8 @@ pub struct Start {
 }
 
 impl Start {
-    pub(super) fn request(self, head: &RequestHead, now: Timestamp) -> Step {
-        match self.policy.decide(head, now) {
+    pub(super) fn request(self, head: RequestHead, now: Timestamp) -> Step {
+        match self.policy.decide(&head, now) {
             Decision::Bypass(reason) => done(Report::Bypass(reason), Effect::Reply(Reply::Bypass)),
             Decision::Lookup(lookup) => {
                 let effect = Effect::LookUp {
@@ -39,6 +39,9 @@ impl Start {
                 };
                 let asked = Asked {
                     policy: self.policy,
+                    primary: lookup.key.clone(),
+                    variants: None,
+                    request: head,
                     lookup: *lookup,
                     largest_bytes: self.largest_bytes,
                 };
@@ -52,7 +55,12 @@ impl Start {
 #[derive(Debug)]
 struct Asked {
     policy: Arc<Policy>,
+    request: RequestHead,
+    /// What is asked for; its key is that of a variant as soon as one is selected.
     lookup: Lookup,
+    primary: Key,
+    /// What stands under the primary key, where its responses vary by more than that.
+    variants: Option<Variants>,
     largest_bytes: u64,
 }
 
@@ -127,11 +135,17 @@ pub struct LookingUp {
 impl LookingUp {
     pub(super) fn answer(self, answer: Answer, now: Timestamp) -> Step {
         let (record, body) = match answer {
+            Answer::Nothing(MissReason::Absent) if self.asked.variants.is_some() => {
+                return self.asked.forward(MissReason::Variant, None, now);
+            }
             Answer::Nothing(reason) => return self.asked.forward(reason, None, now),
             Answer::Found { record, body } => (record, body),
         };
         if !record.is_for(&self.asked.lookup.key) {
             return self.asked.forward(MissReason::Corrupt, None, now);
+        }
+        if let Some(variants) = &record.variants {
+            return self.asked.select(variants, now);
         }
         let control = &self.asked.lookup.control;
         match self.asked.policy.freshness(&record, now) {
@@ -209,6 +223,41 @@ impl Claiming {
 }
 
 impl Asked {
+    /// Looks up the variant that this request selects.
+    fn select(mut self, variants: &Variants, now: Timestamp) -> Step {
+        if self.variants.is_some() {
+            return self.forward(MissReason::Corrupt, None, now);
+        }
+        self.variants = Some(variants.clone());
+        self.lookup.key = self
+            .primary
+            .variant(&variants.fields, &self.request.headers);
+        let effect = Effect::LookUp {
+            key: self.lookup.key.clone(),
+            method: self.lookup.method,
+        };
+        (Session::LookingUp(LookingUp { asked: self }), effect)
+    }
+
+    /// Under which key a response is stored, and what has to stand under the primary one then.
+    fn place(&self, storable: &Storable) -> Result<(Key, Option<Signpost>), NotStorable> {
+        if storable.varies_by.is_empty() {
+            return Ok((self.primary.clone(), None));
+        }
+        let key = self
+            .primary
+            .variant(&storable.varies_by, &self.request.headers);
+        let known = self.variants.as_ref();
+        let most = self.policy.store.variants;
+        let variants = Variants::with(known, storable.varies_by.clone(), &key, most)
+            .ok_or(NotStorable::Variants)?;
+        let signpost = (known != Some(&variants)).then(|| Signpost {
+            key: self.primary.clone(),
+            record: Record::of_variants(&self.primary, variants, storable.response_time),
+        });
+        Ok((key, signpost))
+    }
+
     /// Sends the request on. What is `stored` is asked about with its own validators, and stands in
     /// for an error where it may.
     fn forward(self, reason: MissReason, stored: Option<Stored>, now: Timestamp) -> Step {
@@ -341,12 +390,21 @@ impl Forwarded {
             asked.lookup.is_authorized,
             asked.largest_bytes,
         );
-        match judged {
-            Err(refusal) => self.pass(head.status, Copied::Refused(refusal)),
-            Ok(_) if asked.lookup.control.no_store => {
-                self.pass(head.status, Copied::Refused(NotStorable::Client))
+        let placed = judged.and_then(|storable| {
+            if asked.lookup.control.no_store {
+                return Err(NotStorable::Client);
             }
-            Ok(storable) => {
+            let (key, signpost) = asked.place(&storable)?;
+            Ok(FillPlan {
+                key,
+                storable,
+                signpost,
+            })
+        });
+        match placed {
+            Err(refusal) => self.pass(head.status, Copied::Refused(refusal)),
+            Ok(plan) => {
+                let storable = &plan.storable;
                 let beginning = Beginning {
                     has_body: head.has_body,
                     filling: Filling {
@@ -359,10 +417,6 @@ impl Forwarded {
                     },
                     begun: self.passed(head.status, true),
                     lost: self.passed(head.status, false),
-                };
-                let plan = FillPlan {
-                    key: self.asked.lookup.key,
-                    storable,
                 };
                 (Session::Beginning(beginning), Effect::Begin(Box::new(plan)))
             }
@@ -380,10 +434,15 @@ impl Forwarded {
 
     fn passed(&self, status: StatusCode, stored: bool) -> Passed {
         let cache_status = match self.reason {
-            MissReason::Stale | MissReason::Client => CacheStatus::Stale {
+            MissReason::Stale => CacheStatus::Stale {
                 status: status.as_u16(),
                 stored,
             },
+            MissReason::Client => CacheStatus::Request {
+                status: status.as_u16(),
+                stored,
+            },
+            MissReason::Variant => CacheStatus::VaryMiss { stored },
             MissReason::Absent
             | MissReason::Corrupt
             | MissReason::StoreUnavailable

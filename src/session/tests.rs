@@ -109,6 +109,7 @@ fn hit(effect: Effect) -> Hit {
 
 fn record(key: &Key, age: u64) -> Arc<Record> {
     Arc::new(Record {
+        variants: None,
         key_digest: *key.digest(),
         status: StatusCode::OK,
         headers: [(

@@ -183,6 +183,7 @@ mod tests {
         let key = key(number);
         let body = [Bytes::from(vec![number; length])];
         let record = Record {
+            variants: None,
             key_digest: *key.digest(),
             status: StatusCode::OK,
             headers: HeaderMap::new(),

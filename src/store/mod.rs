@@ -26,7 +26,7 @@ pub use self::memory::MemoryStore;
 pub use self::metered::{
     BreakerOpen, BreakerState, Limits, Metered, Observe, OpResult, Operation, Unobserved,
 };
-pub use self::s3::{Endpoint, InvalidEndpoint, S3Config, S3ConfigError, S3Store, S3Timeouts};
+pub use self::s3::{S3Config, S3ConfigError, S3Store, S3Timeouts};
 
 /// A stored body on its way out, in chunks of any size. An error ends it; the end without an error
 /// proves nothing about its length.

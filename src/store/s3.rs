@@ -35,13 +35,13 @@ use http_body::{Body, Frame, SizeHint};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::sync::Semaphore;
 
-pub use self::connector::{Endpoint, InvalidEndpoint};
 use self::failure::{Attempt, chain, has_status};
 use self::upload::{PartsWriter, Upload};
 use super::{BodyStream, Error, Found, Store, Writer, decode_stored, expect_length, length_of};
 use crate::entry::Record;
 use crate::policy::Key;
 use crate::secret::Secret;
+use crate::transport::Endpoint;
 
 /// Name of the record's metadata value, after `x-amz-meta-`.
 const RECORD: &str = "afterimage";
@@ -189,7 +189,7 @@ impl S3Store {
         );
         let once = Config::builder()
             .behavior_version(BehaviorVersion::latest())
-            .endpoint_url(config.endpoint.url())
+            .endpoint_url(connector::url(&config.endpoint))
             .force_path_style(true)
             .region(Region::new(config.region))
             .credentials_provider(credentials)

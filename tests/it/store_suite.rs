@@ -153,6 +153,7 @@ pub(crate) fn record(key: &Key, body: &[Bytes]) -> Record {
         HeaderValue::from_static("max-age=31536000, public"),
     );
     Record {
+        variants: None,
         key_digest: *key.digest(),
         status: StatusCode::OK,
         headers,

@@ -253,6 +253,7 @@ fn rfc9111_5_1_the_first_member_of_the_first_age_counts() {
 fn an_entry_is_fresh_then_in_its_window_then_stale() {
     let policy = policy(Kind::Generic(generic()));
     let record = Record {
+        variants: None,
         key_digest: [0; 32],
         status: StatusCode::OK,
         headers: headers(&[(
@@ -285,6 +286,7 @@ proptest! {
         line in "(max-age|s-maxage|stale-if-error|no-cache|public)(=[0-9]{0,12})?",
     ) {
         let record = Record {
+variants: None,
             key_digest: [0; 32],
             status: StatusCode::OK,
             headers: headers(&[("cache-control", &line)]),

@@ -15,6 +15,7 @@ fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
 
 fn stored() -> Record {
     Record {
+        variants: None,
         key_digest: [3; 32],
         status: StatusCode::OK,
         headers: headers(&[

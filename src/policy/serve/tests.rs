@@ -12,6 +12,7 @@ fn record(status: u16, fields: &[(&'static str, &'static str)]) -> Record {
         headers.append(*name, HeaderValue::from_static(value));
     }
     Record {
+        variants: None,
         key_digest: [0; 32],
         status: StatusCode::from_u16(status).unwrap(),
         headers,

@@ -72,6 +72,7 @@ fn entry(number: u8, length: usize) -> (Key, Record, Bytes) {
     let key = key(number);
     let body = Bytes::from(vec![number; length]);
     let record = Record {
+        variants: None,
         key_digest: *key.digest(),
         status: StatusCode::OK,
         headers: HeaderMap::new(),

@@ -128,6 +128,7 @@ fn key() -> Key {
 
 fn record() -> Record {
     Record {
+        variants: None,
         key_digest: *key().digest(),
         status: StatusCode::OK,
         headers: HeaderMap::new(),

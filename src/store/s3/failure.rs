@@ -7,6 +7,7 @@ use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 
 use crate::store::Error;
+use crate::transport::Endpoint;
 
 /// An S3 operation that failed, in the words of whoever refused it.
 #[derive(Debug, thiserror::Error)]
@@ -23,7 +24,7 @@ pub(super) struct Failure {
 pub(super) struct Attempt<'a> {
     pub(super) operation: &'static str,
     pub(super) bucket: &'a str,
-    pub(super) endpoint: &'a super::Endpoint,
+    pub(super) endpoint: &'a Endpoint,
 }
 
 impl Attempt<'_> {
