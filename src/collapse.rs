@@ -90,15 +90,15 @@ pub struct Refreshes(Arc<Mutex<HashSet<[u8; 32]>>>);
 
 /// The task to refresh one key; dropping it lets another request have it.
 #[derive(Debug)]
-pub struct Refresh {
+pub struct Claim {
     table: Refreshes,
     digest: [u8; 32],
 }
 
 impl Refreshes {
     /// Takes the task to refresh `key`; `None` while another request has it.
-    pub fn claim(&self, key: &Key) -> Option<Refresh> {
-        self.lock().insert(*key.digest()).then(|| Refresh {
+    pub fn claim(&self, key: &Key) -> Option<Claim> {
+        self.lock().insert(*key.digest()).then(|| Claim {
             table: self.clone(),
             digest: *key.digest(),
         })
@@ -109,7 +109,7 @@ impl Refreshes {
     }
 }
 
-impl Drop for Refresh {
+impl Drop for Claim {
     fn drop(&mut self) {
         self.table.lock().remove(&self.digest);
     }

@@ -104,6 +104,8 @@ pub struct Limits {
     pub held_bytes: u64,
     /// What all fills and hits may hold together.
     pub budget: u32,
+    /// Requests of our own to upstreams at a time.
+    pub fetches: usize,
     /// Failures in a row that open the store's circuit breaker.
     pub breaker_failures: u32,
     /// How long it stays open before one request may try.
@@ -225,6 +227,8 @@ struct RawLimits {
     /// What all fills and hits may hold together. Past it copies are dropped and hits forwarded.
     /// Default `48MiB`.
     budget: Option<Bytes>,
+    /// Requests of our own to the policies' upstreams at a time; there is no queue. Default 16.
+    upstream_fetches: Option<usize>,
     /// Failures in a row that open the store's circuit breaker. Default 5.
     breaker_failures: Option<u32>,
     /// How long it stays open before one request may try. Default `2s`.
@@ -436,6 +440,7 @@ impl RawLimits {
             stream_cap: Bytes::or(self.stream_cap, 8 * MIB),
             held_bytes: Bytes::or(self.held_cap, 8 * MIB),
             budget: u32::try_from(budget).unwrap_or_default(),
+            fetches: self.upstream_fetches.unwrap_or(16),
             breaker_failures: self.breaker_failures.unwrap_or(5),
             breaker_wait: Seconds::or(self.breaker_wait, Duration::from_secs(2)),
         };

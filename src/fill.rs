@@ -12,13 +12,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use crate::budget::{Budget, Reservation};
+use crate::clock::Stopwatch;
 use crate::collapse::{Held, InFlight, Pending};
 use crate::entry::{BodyChecksum, BodyProof, Record};
-use crate::session::{AbortReason, FillPlan, Signpost};
+use crate::session::{AbortReason, CopyStep, FillPlan, Freshened, Signpost};
 use crate::store::{self, Store};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::GaugeGuard;
@@ -56,13 +58,98 @@ pub struct Fill {
     open: OpenGuard,
 }
 
+/// The copy of one response, from its begin to its end: at most one, and counted when it is lost.
+#[derive(Debug)]
+pub struct Copying {
+    metrics: Metrics,
+    open: Option<(Fill, Stopwatch)>,
+    commit: Option<JoinHandle<()>>,
+}
+
+impl Copying {
+    /// None yet.
+    pub fn new(metrics: Metrics) -> Self {
+        Self {
+            metrics,
+            open: None,
+            commit: None,
+        }
+    }
+
+    /// Begins it.
+    ///
+    /// # Errors
+    /// As [`Fills::begin`].
+    pub fn begin(&mut self, fills: &Fills, plan: FillPlan) -> Result<(), AbortReason> {
+        let fill = fills
+            .begin(plan)
+            .inspect_err(|&reason| self.metrics.aborted(reason))?;
+        self.open = Some((fill, Stopwatch::start()));
+        Ok(())
+    }
+
+    /// Does the next step, if there is a copy.
+    ///
+    /// # Errors
+    /// Why the copy is gone, other than by [`CopyStep::Abort`].
+    pub fn step(&mut self, fills: &Fills, step: CopyStep) -> Result<(), AbortReason> {
+        let Some((fill, since)) = self.open.take() else {
+            return Ok(());
+        };
+        let appended = match step {
+            CopyStep::Append(bytes) => fills
+                .append(fill, bytes)
+                .map(|fill| self.open = Some((fill, since))),
+            CopyStep::Finish(bytes) => fills
+                .append(fill, bytes)
+                .map(|fill| self.commit = Some(fills.finish(fill))),
+            CopyStep::Abort(reason) => {
+                self.metrics.aborted(reason);
+                Ok(())
+            }
+        };
+        appended.inspect_err(|&reason| self.metrics.aborted(reason))
+    }
+
+    /// How much of `deadline` is left for an open copy; `None` without one.
+    pub fn time_left(&self, deadline: Duration) -> Option<Duration> {
+        let (_, since) = self.open.as_ref()?;
+        Some(deadline.saturating_sub(since.elapsed()))
+    }
+
+    /// Gives up an open copy.
+    pub fn abort(&mut self, reason: AbortReason) {
+        if self.open.take().is_some() {
+            self.metrics.aborted(reason);
+        }
+    }
+
+    /// Waits until a finished copy is committed, or has failed.
+    pub async fn committed(mut self) {
+        if let Some(commit) = self.commit.take() {
+            // It only ends early with the runtime.
+            let _ = commit.await;
+        }
+    }
+}
+
+impl Drop for Copying {
+    fn drop(&mut self) {
+        self.abort(AbortReason::Cut);
+    }
+}
+
 /// Counts a fill as open until neither the fill nor a task that writes for it has it any more.
 type OpenGuard = Arc<GaugeGuard>;
 
 #[derive(Debug)]
 enum Copy {
     Held(HeldCopy),
-    Passing(mpsc::Sender<Piece>),
+    Passing {
+        queue: mpsc::Sender<Piece>,
+        /// Writes what is queued.
+        writer: JoinHandle<()>,
+    },
 }
 
 #[derive(Debug)]
@@ -95,9 +182,7 @@ impl Fills {
         let plan = Arc::new(plan);
         let open = Arc::new(self.metrics.open_fill());
         let copy = match plan.storable.content_length {
-            Some(length) if length > self.held_bytes => {
-                Copy::Passing(self.pass_on(Arc::clone(&plan), &open))
-            }
+            Some(length) if length > self.held_bytes => self.pass_on(Arc::clone(&plan), &open),
             known => {
                 let reserved = known.unwrap_or(0);
                 Copy::Held(HeldCopy {
@@ -132,15 +217,17 @@ impl Fills {
                 if held.length <= self.held_bytes {
                     Copy::Held(held)
                 } else {
-                    let queue = self.pass_on(Arc::clone(&plan), &open);
-                    send(&queue, Piece::Chunks(held.chunks, held.room))?;
-                    Copy::Passing(queue)
+                    let copy = self.pass_on(Arc::clone(&plan), &open);
+                    if let Copy::Passing { queue, .. } = &copy {
+                        send(queue, Piece::Chunks(held.chunks, held.room))?;
+                    }
+                    copy
                 }
             }
-            Copy::Passing(queue) => {
+            Copy::Passing { queue, writer } => {
                 let room = self.reserve(chunk.len() as u64)?;
                 send(&queue, Piece::Chunks(vec![chunk], room))?;
-                Copy::Passing(queue)
+                Copy::Passing { queue, writer }
             }
         };
         Ok(Fill { plan, copy, open })
@@ -148,7 +235,7 @@ impl Fills {
 
     /// Hands a whole, verified copy over to a task that commits it. From here on lookups of this
     /// process see a held one.
-    pub fn finish(&self, fill: Fill) {
+    pub fn finish(&self, fill: Fill) -> JoinHandle<()> {
         let fills = self.clone();
         match fill.copy {
             Copy::Held(held) => {
@@ -164,16 +251,17 @@ impl Fills {
                 self.tasks.spawn(async move {
                     fills.put(&fill.plan, held, pending).await;
                     drop((signpost, fill.open));
-                });
+                })
             }
-            Copy::Passing(queue) => {
-                self.tasks.spawn(async move {
-                    if queue.send(Piece::End).await.is_err() {
-                        fills.metrics.aborted(AbortReason::Store);
-                    }
-                    drop(fill.open);
-                });
-            }
+            Copy::Passing { queue, writer } => self.tasks.spawn(async move {
+                if queue.send(Piece::End).await.is_err() {
+                    fills.metrics.aborted(AbortReason::Store);
+                }
+                drop(queue);
+                // It only ends early with the runtime.
+                let _ = writer.await;
+                drop(fill.open);
+            }),
         }
     }
 
@@ -207,11 +295,11 @@ impl Fills {
 
     /// Starts the task that writes a large body while it passes. It ends without a commit when the
     /// queue is dropped before [`Piece::End`].
-    fn pass_on(&self, plan: Arc<FillPlan>, open: &OpenGuard) -> mpsc::Sender<Piece> {
+    fn pass_on(&self, plan: Arc<FillPlan>, open: &OpenGuard) -> Copy {
         let (sender, mut queue) = mpsc::channel(QUEUED_PIECES);
         let fills = self.clone();
         let open = Arc::clone(open);
-        self.tasks.spawn(async move {
+        let writer = self.tasks.spawn(async move {
             if let Err(error) = fills.write(&plan, &mut queue).await {
                 warn!(key = %plan.key.object_name(), error = %store::Causes(&error), "large fill failed");
                 // Whoever still appends meets the closed queue and counts the loss. Where the end
@@ -225,7 +313,18 @@ impl Fills {
             }
             drop(open);
         });
-        sender
+        Copy::Passing {
+            queue: sender,
+            writer,
+        }
+    }
+
+    /// Gives an entry the record that the upstream has confirmed.
+    pub async fn freshen(&self, freshened: Freshened) {
+        let Freshened { key, record } = freshened;
+        if let Err(error) = self.store.replace_record(&key, &record).await {
+            warn!(key = %key.object_name(), error = %store::Causes(&error), "entry was not freshened");
+        }
     }
 
     async fn write(

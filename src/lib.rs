@@ -21,6 +21,7 @@ pub mod collapse;
 pub mod config;
 pub mod entry;
 pub mod extproc;
+pub mod fetch;
 pub mod fill;
 pub mod policy;
 

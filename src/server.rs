@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
@@ -19,8 +20,9 @@ use tracing::{info, warn};
 use crate::budget::Budget;
 use crate::clock::Clock;
 use crate::collapse::{InFlight, Refreshes};
-use crate::config::{Config, Listen, StoreConfig};
-use crate::extproc::{self, Routes, Shared};
+use crate::config::{Config, EnvoyLimits, Listen, StoreConfig};
+use crate::extproc::{self, Patience, Routes, Shared};
+use crate::fetch::Fetcher;
 use crate::fill::Fills;
 use crate::store::{
     self, BreakerState, LocalConfig, LocalStore, MemoryStore, Metered, Observe, OpResult,
@@ -93,23 +95,36 @@ pub async fn run(config: Config) -> Result<(), Error> {
     ));
     let budget = Budget::new(limits.budget);
     let tasks = TaskTracker::new();
+    let fills = Fills {
+        store: Arc::clone(&store),
+        budget: budget.clone(),
+        in_flight: InFlight::default(),
+        metrics: metrics.clone(),
+        held_bytes: limits.held_bytes,
+        deadline: limits.fill_deadline,
+        tasks: tasks.clone(),
+    };
+    let upstreams = config
+        .policies
+        .iter()
+        .filter_map(|policy| Some(policy.upstream.as_ref()?.endpoint.clone()));
+    let fetcher = Fetcher::new(upstreams, limits.fetches, fills.clone(), clock.clone()).map_err(
+        |source| Error::System {
+            what: "requests to the policies' upstreams cannot be made",
+            source,
+        },
+    )?;
     let shared = Arc::new(Shared {
         routes: Routes::new(config.policies, config.routes, config.default_policy),
         store: Arc::clone(&store),
         budget: budget.clone(),
-        fills: Fills {
-            store: Arc::clone(&store),
-            budget: budget.clone(),
-            in_flight: InFlight::default(),
-            metrics: metrics.clone(),
-            held_bytes: limits.held_bytes,
-            deadline: limits.fill_deadline,
-            tasks: tasks.clone(),
-        },
+        fills,
+        fetcher,
         refreshes: Refreshes::default(),
         metrics: metrics.clone(),
         clock,
         lookup_deadline: limits.lookup_timeout,
+        patience: patience(&config.envoy, limits.lookup_timeout),
         immediate_bytes: limits.immediate_bytes,
         largest_bytes: limits.stream_cap,
     });
@@ -153,6 +168,24 @@ pub async fn run(config: Config) -> Result<(), Error> {
     }
     admin.abort();
     Ok(())
+}
+
+/// How long a request may wait beside its lookups, of which there may be one before and one after.
+fn patience(envoy: &EnvoyLimits, lookup: Duration) -> Patience {
+    let longest = envoy.max_message_timeout;
+    if longest.is_zero() {
+        return Patience {
+            extension: None,
+            wait: envoy
+                .message_timeout
+                .mul_f64(0.7)
+                .saturating_sub(2 * lookup),
+        };
+    }
+    Patience {
+        extension: Some(longest),
+        wait: longest.mul_f64(0.9).saturating_sub(lookup),
+    }
 }
 
 /// Where Envoy comes in.

@@ -77,6 +77,24 @@ impl fmt::Display for Endpoint {
     }
 }
 
+impl Endpoint {
+    /// The scheme of its URLs.
+    pub fn scheme(&self) -> &str {
+        match self {
+            Self::Tcp(uri) => uri.scheme_str().unwrap_or("http"),
+            Self::Unix(_) => "http",
+        }
+    }
+
+    /// The authority of its URLs.
+    pub fn authority(&self) -> &str {
+        match self {
+            Self::Tcp(uri) => uri.authority().map_or("", |authority| authority.as_str()),
+            Self::Unix(_) => "localhost",
+        }
+    }
+}
+
 /// A client for one endpoint; clones share its connections. `B` is the body of its requests.
 pub(crate) type Client<B> = HyperClient<HttpsConnector<Dial>, B>;
 

@@ -4,14 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use data_encoding::HEXLOWER_PERMISSIVE;
-use http::{HeaderName, StatusCode};
+use http::uri::Authority;
+use http::{HeaderName, HeaderValue, StatusCode};
 use serde::Deserialize;
 
 use super::value::{Problem, Seconds, SecretSource};
 use crate::policy::{
     Authorization, Cookies, FreshnessRules, Generic, Heuristic, ImageFormat, Imgproxy, KeyPair,
-    Kind, MediaRange, Policy, Query, Signing, Statuses, StoreRules, Validators, Verify,
+    Kind, MediaRange, Policy, Query, Signing, Statuses, StoreRules, Upstream, Validators, Verify,
 };
+use crate::transport::Endpoint;
 
 /// imgproxy says a year about anything; nobody should have to wait that long for a mistake to go.
 const CEILING: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -47,6 +49,10 @@ pub(crate) struct RawPolicy {
     targeted_cache_control: Option<Vec<String>>,
     /// Whether `Cache-Status` has a `detail` with the reason. Default false.
     cache_status_detail: bool,
+    /// Where the routes' upstream is, for requests of our own: they refresh entries in the background
+    /// (`stale_while_revalidate`), and ask about stale entries over `limits.immediate_cap`. Default
+    /// none: one client's request does the first, and the second is not done.
+    upstream: Option<RawUpstream>,
     key: RawKey,
     store: RawStoreRules,
     freshness: RawFreshness,
@@ -78,6 +84,16 @@ pub(crate) struct RawPolicy {
     only_presets: bool,
     /// imgproxy: `IMGPROXY_BASE64_URL_INCLUDES_FILENAME`. Default false.
     base64_url_includes_filename: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawUpstream {
+    /// `http://HOST[:PORT]`, `https://HOST[:PORT]`, both with a path before all others if need be, or
+    /// `unix:/PATH/OF/SOCKET`. Required.
+    url: String,
+    /// Its `Host`. Default: the one that the client asked for.
+    host: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -274,6 +290,7 @@ impl RawPolicy {
             None | Some(RawAuthorization::Bypass) => Authorization::Bypass,
             Some(RawAuthorization::Rfc9111) => Authorization::Rfc9111,
         };
+        let upstream = self.upstream.as_ref().map(|raw| raw.validate(&mut check));
         let obeys_clients = self.client_cache_control == Some(RawClientControl::Obey);
         let validators = self.validators;
         let shows_detail = self.cache_status_detail;
@@ -316,6 +333,7 @@ impl RawPolicy {
                 RawValidators::Upstream => Validators::Upstream,
             }),
             shows_detail,
+            upstream: upstream.flatten().map(Arc::new),
             store,
             freshness,
         })
@@ -418,6 +436,40 @@ impl RawPolicy {
         Some(Generic {
             query,
             headers: check.header_names("key.headers", &self.key.headers),
+        })
+    }
+}
+
+impl RawUpstream {
+    fn validate(&self, check: &mut Check<'_>) -> Option<Upstream> {
+        let (endpoint, base_path) = match self.url.find("://").map(|at| at + 3) {
+            None => (self.url.as_str(), ""),
+            Some(start) => match self.url[start..].find('/') {
+                None => (self.url.as_str(), ""),
+                Some(slash) => self.url.split_at(start + slash),
+            },
+        };
+        let base_path = base_path.trim_end_matches('/');
+        let endpoint = endpoint.parse::<Endpoint>().ok();
+        if endpoint.is_none() || base_path.contains(['?', '#']) {
+            check.problem(
+                "upstream.url",
+                "give `http://host:port`, `https://host`, one of them with a path, or `unix:/path`",
+            );
+        }
+        let host = self.host.as_ref().map(|host| {
+            host.parse::<Authority>()
+                .ok()
+                .filter(|host| !host.as_str().contains('@'))
+                .and_then(|host| HeaderValue::from_str(host.as_str()).ok())
+        });
+        if host == Some(None) {
+            check.problem("upstream.host", "is not of the form `host` or `host:port`");
+        }
+        Some(Upstream {
+            endpoint: endpoint?,
+            base_path: base_path.to_owned(),
+            host: host.flatten(),
         })
     }
 }

@@ -11,12 +11,12 @@ use super::log::Log;
 use super::sending::Sending;
 use super::shared::Shared;
 use super::wire::{self, Message, Phase, ProcessingRequest, ProcessingResponse, RouteAttributes};
-use crate::clock::Stopwatch;
-use crate::collapse::Refresh;
-use crate::fill::Fill;
+use crate::collapse::Claim;
+use crate::fetch::Fetching;
+use crate::fill::Copying;
 use crate::policy::{BypassReason, RequestHead};
 use crate::session::{
-    AbortReason, CopyStep, Effect, Event, Freshened, Hit, HitBody, Reply, Report, Session,
+    AbortReason, CopyStep, Effect, Event, Fetched, Hit, HitBody, Reply, Report, Session,
 };
 use crate::store::{self, BodyStream};
 
@@ -27,14 +27,17 @@ pub(super) struct Conversation {
     state: State,
     log: Log,
     /// Held until the conversation is over: by then the refreshed entry is there, or is not coming.
-    refresh: Option<Refresh>,
+    refresh: Option<Claim>,
+    copying: Copying,
 }
 
 enum State {
     /// Nothing was said yet; with the policy that the stream's metadata names.
     Opening(Option<String>),
     /// The session decides.
-    Open(Box<Open>),
+    Open(Box<Session>),
+    /// Envoy was told to wait, while a request of our own is under way.
+    Waiting(Box<Waiting>),
     /// A hit is going out in pieces.
     Sending(Box<Sending>),
     /// The last answer that changes anything was given. What still comes is sent on as it is,
@@ -44,14 +47,9 @@ enum State {
     Ended,
 }
 
-struct Open {
+struct Waiting {
     session: Session,
-    fill: Option<OpenFill>,
-}
-
-struct OpenFill {
-    fill: Fill,
-    since: Stopwatch,
+    fetch: Fetching,
 }
 
 impl Conversation {
@@ -61,6 +59,7 @@ impl Conversation {
         policy: Option<String>,
     ) -> Self {
         Self {
+            copying: Copying::new(shared.metrics.clone()),
             log: Log::new(Arc::clone(&shared)),
             shared,
             inbound,
@@ -90,6 +89,9 @@ impl Conversation {
         if let State::Ended = self.state {
             return None;
         }
+        if let State::Waiting(_) = self.state {
+            return self.waited().await.map(Ok);
+        }
         let message = self.receive().await?;
         Some(Ok(self.answer(message).await))
     }
@@ -97,13 +99,7 @@ impl Conversation {
     /// Waits for a message, and meanwhile for the deadline of a fill.
     async fn receive(&mut self) -> Option<Message> {
         loop {
-            let time_left = match &self.state {
-                State::Open(open) => open.fill.as_ref().map(|fill| {
-                    let deadline = self.shared.fills.deadline;
-                    deadline.saturating_sub(fill.since.elapsed())
-                }),
-                State::Opening(_) | State::Sending(_) | State::Over | State::Ended => None,
-            };
+            let time_left = self.copying.time_left(self.shared.fills.deadline);
             let message = match time_left {
                 None => self.inbound.message().await,
                 Some(time_left) => {
@@ -141,8 +137,12 @@ impl Conversation {
             Message::Other(phase) => return self.unexpected(phase),
         };
         match std::mem::replace(&mut self.state, State::Over) {
-            State::Open(open) => self.handle(*open, event, phase).await,
-            state @ (State::Opening(_) | State::Sending(_) | State::Over | State::Ended) => {
+            State::Open(session) => self.handle(*session, event, phase).await,
+            state @ (State::Opening(_)
+            | State::Waiting(_)
+            | State::Sending(_)
+            | State::Over
+            | State::Ended) => {
                 self.state = state;
                 self.unexpected(phase)
             }
@@ -166,20 +166,31 @@ impl Conversation {
         let Some(head) = head else {
             return self.leave_out(BypassReason::Unparsable);
         };
-        let open = Open {
-            session: Session::new(policy, self.shared.largest_bytes),
-            fill: None,
-        };
-        self.handle(open, Event::Request(head), Phase::RequestHeaders)
+        if self.shared.fetcher.is_own(&head) {
+            return self.leave_out(BypassReason::OwnFetch);
+        }
+        let session = Session::new(policy, self.shared.largest_bytes);
+        self.handle(session, Event::Request(head), Phase::RequestHeaders)
             .await
     }
 
+    /// The answer to a request that has waited for one of our own.
+    async fn waited(&mut self) -> Option<ProcessingResponse> {
+        let State::Waiting(waiting) = std::mem::replace(&mut self.state, State::Over) else {
+            return None;
+        };
+        let Waiting { session, fetch } = *waiting;
+        let event = Event::Fetched(fetch.end(self.shared.patience.wait).await);
+        Some(self.handle(session, event, Phase::RequestHeaders).await)
+    }
+
     /// Gives an event to the session, and does what it says until the message is answered.
-    async fn handle(&mut self, open: Open, event: Event, phase: Phase) -> ProcessingResponse {
-        let Open {
-            mut session,
-            mut fill,
-        } = open;
+    async fn handle(
+        &mut self,
+        mut session: Session,
+        event: Event,
+        phase: Phase,
+    ) -> ProcessingResponse {
         let mut event = event;
         let mut body = None;
         loop {
@@ -208,82 +219,73 @@ impl Conversation {
                         None => Event::RefreshTaken,
                     };
                 }
-                Effect::Begin(plan) => match self.shared.fills.begin(*plan) {
-                    Ok(begun) => {
-                        fill = Some(OpenFill {
-                            fill: begun,
-                            since: Stopwatch::start(),
-                        });
-                        event = Event::CopyBegun;
+                Effect::Refresh(refresh, reply) => {
+                    if let Some(claim) = self.refresh.take() {
+                        drop(self.shared.fetcher.start(*refresh, claim));
                     }
-                    Err(reason) => {
-                        self.shared.metrics.aborted(reason);
-                        event = Event::CopyLost(reason);
+                    return self.reply(reply, session, body, phase);
+                }
+                Effect::Fetch(refresh) => {
+                    // The stored body is not going to be read.
+                    body = None;
+                    self.log.room = None;
+                    let claim = self.shared.refreshes.claim(&refresh.key);
+                    let fetch = claim.and_then(|claim| self.shared.fetcher.start(*refresh, claim));
+                    match fetch {
+                        None => event = Event::Fetched(Fetched::Nothing),
+                        Some(fetch) => match self.shared.patience.extension {
+                            Some(extension) => {
+                                self.state = State::Waiting(Box::new(Waiting { session, fetch }));
+                                return wire::wait(extension);
+                            }
+                            None => {
+                                let wait = self.shared.patience.wait;
+                                event = Event::Fetched(fetch.end(wait).await);
+                            }
+                        },
                     }
+                }
+                Effect::Begin(plan) => match self.copying.begin(&self.shared.fills, *plan) {
+                    Ok(()) => event = Event::CopyBegun,
+                    Err(reason) => event = Event::CopyLost(reason),
                 },
-                Effect::Copy(step) => match self.copy(&mut fill, step) {
-                    Some(reason) if !session.is_done() => event = Event::CopyLost(reason),
-                    lost => {
-                        if let Some(reason) = lost {
+                Effect::Copy(step) => match self.copying.step(&self.shared.fills, step) {
+                    Err(reason) if !session.is_done() => event = Event::CopyLost(reason),
+                    step => {
+                        if let Err(reason) = step {
                             self.log.report.lose_copy(reason);
                         }
-                        return self.reply(Reply::Continue, session, fill, body, phase);
+                        return self.reply(Reply::Continue, session, body, phase);
                     }
                 },
                 Effect::Finish(reply) => {
-                    if let Some(reason) = self.copy(&mut fill, CopyStep::Finish(Bytes::new())) {
+                    let finish = CopyStep::Finish(Bytes::new());
+                    if let Err(reason) = self.copying.step(&self.shared.fills, finish) {
                         self.log.report.lose_copy(reason);
                     }
-                    return self.reply(reply, session, fill, body, phase);
+                    return self.reply(reply, session, body, phase);
                 }
                 Effect::Freshen(freshened, reply) => {
-                    self.freshen(*freshened);
-                    return self.reply(reply, session, fill, body, phase);
+                    let fills = self.shared.fills.clone();
+                    self.shared
+                        .fills
+                        .tasks
+                        .spawn(async move { fills.freshen(*freshened).await });
+                    return self.reply(reply, session, body, phase);
                 }
-                Effect::Reply(reply) => return self.reply(reply, session, fill, body, phase),
+                Effect::Reply(reply) => return self.reply(reply, session, body, phase),
                 // The copy of a body was lost on the way; its bytes pass all the same.
                 Effect::Nothing => {
-                    return self.reply(Reply::Continue, session, fill, body, phase);
+                    return self.reply(Reply::Continue, session, body, phase);
                 }
             }
         }
-    }
-
-    /// Does one step of the copy. Whatever reason comes back, the copy is gone and counted.
-    fn copy(&self, fill: &mut Option<OpenFill>, step: CopyStep) -> Option<AbortReason> {
-        let OpenFill { fill: copy, since } = fill.take()?;
-        let fills = &self.shared.fills;
-        let lost = match step {
-            CopyStep::Append(bytes) => match fills.append(copy, bytes) {
-                Ok(copy) => {
-                    *fill = Some(OpenFill { fill: copy, since });
-                    None
-                }
-                Err(reason) => Some(reason),
-            },
-            CopyStep::Finish(bytes) => match fills.append(copy, bytes) {
-                Ok(copy) => {
-                    fills.finish(copy);
-                    None
-                }
-                Err(reason) => Some(reason),
-            },
-            CopyStep::Abort(reason) => {
-                self.shared.metrics.aborted(reason);
-                return None;
-            }
-        };
-        if let Some(reason) = lost {
-            self.shared.metrics.aborted(reason);
-        }
-        lost
     }
 
     fn reply(
         &mut self,
         reply: Reply,
         session: Session,
-        fill: Option<OpenFill>,
         body: Option<BodyStream>,
         phase: Phase,
     ) -> ProcessingResponse {
@@ -292,7 +294,7 @@ impl Conversation {
         self.state = if is_done {
             State::Over
         } else {
-            State::Open(Box::new(Open { session, fill }))
+            State::Open(Box::new(session))
         };
         let answer = match reply {
             Reply::Bypass => self.with_outcome(wire::bypass(), report),
@@ -375,17 +377,6 @@ impl Conversation {
         });
     }
 
-    /// Gives an entry the record that the upstream has confirmed.
-    fn freshen(&self, freshened: Freshened) {
-        let store = Arc::clone(&self.shared.store);
-        self.shared.fills.tasks.spawn(async move {
-            let Freshened { key, record } = freshened;
-            if let Err(error) = store.replace_record(&key, &record).await {
-                warn!(key = %key.object_name(), error = %store::Causes(&error), "entry was not freshened");
-            }
-        });
-    }
-
     /// Leaves this request to Envoy.
     fn leave_out(&mut self, reason: BypassReason) -> ProcessingResponse {
         self.log.report = Report::Bypass(reason);
@@ -401,19 +392,13 @@ impl Conversation {
     }
 
     fn lose_copy(&mut self, reason: AbortReason) {
-        let State::Open(open) = std::mem::replace(&mut self.state, State::Over) else {
+        self.copying.abort(reason);
+        let State::Open(session) = std::mem::replace(&mut self.state, State::Over) else {
             return;
         };
-        self.shared.metrics.aborted(reason);
-        if let Ok((session, _)) = open
-            .session
-            .handle(Event::CopyLost(reason), self.shared.clock.now())
-        {
+        if let Ok((session, _)) = session.handle(Event::CopyLost(reason), self.shared.clock.now()) {
             self.log.report = session.report();
-            self.state = State::Open(Box::new(Open {
-                session,
-                fill: None,
-            }));
+            self.state = State::Open(Box::new(session));
         }
     }
 
@@ -429,11 +414,6 @@ impl Conversation {
 
 impl Drop for Conversation {
     fn drop(&mut self) {
-        if let State::Open(open) = &self.state
-            && open.fill.is_some()
-        {
-            self.shared.metrics.aborted(AbortReason::Cut);
-        }
         self.log.end();
     }
 }

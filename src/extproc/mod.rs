@@ -12,4 +12,4 @@ mod shared;
 mod wire;
 
 pub use self::service::{Routes, service};
-pub use self::shared::Shared;
+pub use self::shared::{Patience, Shared};

@@ -10,6 +10,7 @@ use super::service::Routes;
 use crate::budget::{Budget, Reservation};
 use crate::clock::{Clock, Stopwatch};
 use crate::collapse::Refreshes;
+use crate::fetch::Fetcher;
 use crate::fill::Fills;
 use crate::policy::{Key, LookupMethod, MissReason};
 use crate::session::{Answer, StoredBody};
@@ -27,6 +28,8 @@ pub struct Shared {
     pub budget: Budget,
     /// How copies are made.
     pub fills: Fills,
+    /// Makes requests of our own.
+    pub fetcher: Fetcher,
     /// Which keys are being refreshed.
     pub refreshes: Refreshes,
     /// Where everything is counted.
@@ -35,10 +38,21 @@ pub struct Shared {
     pub clock: Clock,
     /// How long a lookup may take, from asking to having the entry.
     pub lookup_deadline: Duration,
+    /// How Envoy is waited for.
+    pub patience: Patience,
     /// Hits up to this size go out in one message.
     pub immediate_bytes: u64,
     /// Largest body that is served, and so stored.
     pub largest_bytes: u64,
+}
+
+/// How long a request may wait for something else than a lookup.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// What Envoy is asked for, once; `None` where it would refuse.
+    pub extension: Option<Duration>,
+    /// How long we wait then.
+    pub wait: Duration,
 }
 
 /// What a lookup gave, and what goes with it until the answer is out.

@@ -1,6 +1,7 @@
 //! Envoy's messages to HTTP and back; pure conversions.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use envoy_types::pb::envoy::config::core::v3 as core;
@@ -14,7 +15,7 @@ use envoy_types::pb::envoy::service::ext_proc::v3::processing_request::Request;
 use envoy_types::pb::envoy::service::ext_proc::v3::processing_response::Response;
 use envoy_types::pb::envoy::service::ext_proc::v3::streamed_immediate_response::Response as Streamed;
 use envoy_types::pb::envoy::r#type::v3::HttpStatus;
-use envoy_types::pb::google::protobuf::{Struct, Value, value};
+use envoy_types::pb::google::protobuf::{Duration as DurationPb, Struct, Value, value};
 use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
@@ -133,6 +134,18 @@ pub(super) fn forward(changes: &Forward) -> ProcessingResponse {
             ..pb::CommonResponse::default()
         }),
     }))
+}
+
+/// Asks for as much time for the answer to this message. Works once for a message.
+pub(super) fn wait(time: Duration) -> ProcessingResponse {
+    ProcessingResponse {
+        override_message_timeout: Some(DurationPb {
+            seconds: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+            // Below a billion.
+            nanos: time.subsec_nanos() as i32,
+        }),
+        ..ProcessingResponse::default()
+    }
 }
 
 /// Sends the response on, changed; its body is shown if `wants_body`.

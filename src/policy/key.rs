@@ -202,6 +202,8 @@ pub enum BypassReason {
     Signature,
     /// The URL's `expires` has passed.
     Expired,
+    /// A request of our own to an upstream has come back to us.
+    OwnFetch,
 }
 
 impl BypassReason {
@@ -220,6 +222,7 @@ impl BypassReason {
             Self::Unparsable => "unparsable",
             Self::Signature => "signature",
             Self::Expired => "expired",
+            Self::OwnFetch => "own_fetch",
         }
     }
 }

@@ -17,6 +17,7 @@ mod serve;
 mod storable;
 #[cfg(test)]
 pub(crate) mod testing;
+mod upstream;
 mod validators;
 mod vary;
 
@@ -35,6 +36,7 @@ pub use self::request::RequestHead;
 pub use self::revalidate::Answered;
 pub use self::serve::{Served, ServedBody};
 pub use self::storable::{Content, NotStorable, Provenance, ResponseHead, Storable};
+pub use self::upstream::{Fetch, Upstream};
 pub use self::validators::{Conditions, Selected, Validators, forwarded_validators};
 pub use self::vary::Variants;
 
@@ -65,6 +67,8 @@ pub struct Policy {
     pub validators: Validators,
     /// Whether `Cache-Status` says why, in our own words.
     pub shows_detail: bool,
+    /// Whom this cache asks by itself; `None`: nobody.
+    pub upstream: Option<Arc<Upstream>>,
     /// Which responses are stored.
     pub store: StoreRules,
     /// For how long.

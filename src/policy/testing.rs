@@ -49,6 +49,7 @@ pub(crate) fn policy(kind: Kind) -> Policy {
         targeted: vec![HeaderName::from_static("cdn-cache-control")],
         validators: Validators::Upstream,
         shows_detail: false,
+        upstream: None,
         store: StoreRules {
             statuses: Statuses::Only(vec![StatusCode::OK]),
             content_codings: false,

@@ -3,9 +3,10 @@
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode};
 
+use super::Session;
 use super::event::AbortReason;
 use crate::entry::{BodyProof, Record};
-use crate::policy::{Forward, Key, LookupMethod, Storable};
+use crate::policy::{Fetch, Forward, Key, LookupMethod, Storable};
 
 /// What the shell does next. Every message of the proxy is answered by exactly one [`Reply`].
 #[derive(Debug)]
@@ -20,6 +21,12 @@ pub enum Effect {
     /// Take the task to refresh this key; whether it was free is the next event. The message stays
     /// unanswered until then.
     ClaimRefresh(Key),
+    /// Ask the upstream, in the background and with a session of its own, and answer the message.
+    /// Does nothing else where that cannot be done now.
+    Refresh(Box<Refresh>, Reply),
+    /// Ask the upstream with a session of its own; how that ended is the next event. The message
+    /// stays unanswered until then.
+    Fetch(Box<Refresh>),
     /// Begin a copy of the response; whether it could be begun is the next event. The message
     /// stays unanswered until then.
     Begin(Box<FillPlan>),
@@ -102,6 +109,17 @@ pub enum StoredBody {
     Held(Vec<Bytes>),
     /// In the store's stream, which the shell holds.
     Streamed,
+}
+
+/// A request of our own, and what follows from its answer.
+#[derive(Debug)]
+pub struct Refresh {
+    /// The entry.
+    pub key: Key,
+    /// The request.
+    pub fetch: Fetch,
+    /// Takes the response; whatever it wants to reply has nobody to go to.
+    pub session: Session,
 }
 
 /// A stored response that the upstream confirmed.

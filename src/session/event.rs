@@ -19,6 +19,8 @@ pub enum Event {
     RefreshClaimed,
     /// Another request refreshes the key.
     RefreshTaken,
+    /// Our own request to the upstream ended.
+    Fetched(Fetched),
     /// The response's head arrived.
     Response(ResponseHead),
     /// The next bytes of the response's body arrived.
@@ -41,10 +43,39 @@ impl Event {
             Self::Answer(_) => "store's answer",
             Self::RefreshClaimed => "claim of the refresh",
             Self::RefreshTaken => "refusal of the refresh",
+            Self::Fetched(_) => "end of the fetch",
             Self::Response(_) => "response head",
             Self::Body { .. } => "response body",
             Self::CopyBegun => "begin of the copy",
             Self::CopyLost(_) => "loss of the copy",
+        }
+    }
+}
+
+/// How a request of our own to the upstream ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Fetched {
+    /// The entry was confirmed, and has its new record.
+    Freshened,
+    /// There is a new entry.
+    Stored,
+    /// The upstream could not answer.
+    Failed,
+    /// The upstream's answer was not stored.
+    NotStored,
+    /// It was not made, or did not end in time.
+    Nothing,
+}
+
+impl Fetched {
+    /// The word for labels and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Freshened => "freshened",
+            Self::Stored => "stored",
+            Self::Failed => "failed",
+            Self::NotStored => "not_stored",
+            Self::Nothing => "nothing",
         }
     }
 }

@@ -36,10 +36,13 @@ mod state;
 use std::sync::Arc;
 
 pub use self::effect::{
-    CopyStep, Effect, FillPlan, Freshened, Hit, HitBody, Passed, Reply, Signpost, StoredBody,
+    CopyStep, Effect, FillPlan, Freshened, Hit, HitBody, Passed, Refresh, Reply, Signpost,
+    StoredBody,
 };
-pub use self::event::{AbortReason, Answer, Event};
-use self::state::{Beginning, Claiming, Done, Draining, Filling, Forwarded, LookingUp, Start};
+pub use self::event::{AbortReason, Answer, Event, Fetched};
+use self::state::{
+    Beginning, Claiming, Done, Draining, Fetching, Filling, Forwarded, LookingUp, Start,
+};
 pub use self::state::{Copied, Step};
 use crate::clock::Timestamp;
 use crate::policy::{BypassReason, MissReason, Outcome, Policy};
@@ -53,6 +56,8 @@ pub enum Session {
     LookingUp(LookingUp),
     /// The entry is stale, and another request may be refreshing it.
     Claiming(Claiming),
+    /// The entry is stale and too large to be held; we ask about it ourselves.
+    Fetching(Fetching),
     /// The request was sent on.
     Forwarded(Forwarded),
     /// The response may be stored; the shell was asked for a copy.
@@ -166,6 +171,7 @@ impl Session {
             (Self::LookingUp(state), Event::Answer(answer)) => Ok(state.answer(answer, now)),
             (Self::Claiming(state), Event::RefreshClaimed) => Ok(state.claimed(now)),
             (Self::Claiming(state), Event::RefreshTaken) => Ok(state.taken(now)),
+            (Self::Fetching(state), Event::Fetched(end)) => Ok(state.ended(end, now)),
             (Self::Forwarded(state), Event::Response(head)) => Ok(state.response(&head, now)),
             (Self::Filling(state), Event::Body { bytes, is_end }) => Ok(state.body(bytes, is_end)),
             (Self::Beginning(state), Event::CopyBegun) => Ok(state.begun()),
@@ -176,6 +182,7 @@ impl Session {
                 Self::Start(_)
                 | Self::LookingUp(_)
                 | Self::Claiming(_)
+                | Self::Fetching(_)
                 | Self::Forwarded(_)
                 | Self::Beginning(_)
                 | Self::Filling(_)
@@ -194,7 +201,9 @@ impl Session {
     /// How the request ended, if nothing more comes.
     pub fn report(&self) -> Report {
         match self {
-            Self::Start(_) | Self::LookingUp(_) | Self::Claiming(_) => Report::Left,
+            Self::Start(_) | Self::LookingUp(_) | Self::Claiming(_) | Self::Fetching(_) => {
+                Report::Left
+            }
             Self::Forwarded(state) => Report::Miss {
                 reason: state.reason,
                 copy: Copied::Aborted(AbortReason::Cut),
@@ -211,6 +220,7 @@ impl Session {
             Self::Start(_) => "waiting for a request",
             Self::LookingUp(_) => "looking up",
             Self::Claiming(_) => "claiming a refresh",
+            Self::Fetching(_) => "fetching",
             Self::Forwarded(_) => "waiting for a response",
             Self::Beginning(_) => "beginning a copy",
             Self::Filling(_) => "filling",

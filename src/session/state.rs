@@ -6,9 +6,10 @@ use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
 
 use super::effect::{
-    CopyStep, Effect, FillPlan, Freshened, Hit, HitBody, Passed, Reply, Signpost, StoredBody,
+    CopyStep, Effect, FillPlan, Freshened, Hit, HitBody, Passed, Refresh, Reply, Signpost,
+    StoredBody,
 };
-use super::event::{AbortReason, Answer};
+use super::event::{AbortReason, Answer, Fetched};
 use super::{Report, Session};
 use crate::clock::Timestamp;
 use crate::entry::Record;
@@ -45,14 +46,14 @@ impl Start {
                     lookup: *lookup,
                     largest_bytes: self.largest_bytes,
                 };
-                (Session::LookingUp(LookingUp { asked }), effect)
+                (Session::LookingUp(LookingUp { asked, after: None }), effect)
             }
         }
     }
 }
 
 /// A request that has a key, and what it is judged by.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Asked {
     policy: Arc<Policy>,
     request: RequestHead,
@@ -130,6 +131,8 @@ pub(super) fn slice(chunks: Vec<Bytes>, mut first: u64, mut length: u64) -> Vec<
 #[derive(Debug)]
 pub struct LookingUp {
     asked: Asked,
+    /// What we fetched for this request before.
+    after: Option<After>,
 }
 
 impl LookingUp {
@@ -145,20 +148,39 @@ impl LookingUp {
             return self.asked.forward(MissReason::Corrupt, None, now);
         }
         if let Some(variants) = &record.variants {
-            return self.asked.select(variants, now);
+            return self.asked.select(variants, self.after, now);
         }
-        let control = &self.asked.lookup.control;
-        match self.asked.policy.freshness(&record, now) {
+        let freshness = self.asked.policy.freshness(&record, now);
+        match self.after {
+            None => self.asked.judged(record, body, freshness, now),
+            Some(after) => self
+                .asked
+                .served_after(after, &record, body, freshness, now),
+        }
+    }
+}
+
+impl Asked {
+    /// What is stored was found as it is.
+    fn judged(
+        self,
+        record: Arc<Record>,
+        body: StoredBody,
+        freshness: Freshness,
+        now: Timestamp,
+    ) -> Step {
+        let control = &self.lookup.control;
+        match freshness {
             Freshness::Fresh { age, ttl } => {
                 let is_wanted = !control.no_cache
                     && control.max_age.is_none_or(|max_age| age <= max_age)
                     && control.min_fresh.is_none_or(|min_fresh| ttl >= min_fresh);
                 if !is_wanted {
                     let stored = Stored::new(record, body, age, false);
-                    return self.asked.forward(MissReason::Client, stored, now);
+                    return self.ask_about(MissReason::Client, stored, now);
                 }
                 let status = CacheStatus::Hit { ttl };
-                let reply = self.asked.hit(&record, body, age, status, "", now);
+                let reply = self.hit(&record, body, age, status, "", now);
                 done(Report::Hit, Effect::Reply(reply))
             }
             Freshness::Stale {
@@ -168,25 +190,156 @@ impl LookingUp {
                 if_error,
             } if !control.no_cache => {
                 let claiming = Claiming {
-                    asked: self.asked,
+                    asked: self,
                     record,
                     body,
                     age,
                     staleness,
                     if_error,
                 };
-                match claiming.asked.lookup.method {
-                    LookupMethod::Get => {
-                        let key = claiming.asked.lookup.key.clone();
-                        (Session::Claiming(claiming), Effect::ClaimRefresh(key))
-                    }
-                    // A HEAD cannot refresh anything.
-                    LookupMethod::Head => claiming.taken(now),
+                if claiming.asked.can_refresh() {
+                    let key = claiming.asked.lookup.key.clone();
+                    (Session::Claiming(claiming), Effect::ClaimRefresh(key))
+                } else {
+                    claiming.taken(now)
                 }
             }
             Freshness::Stale { age, if_error, .. } => {
                 let stored = Stored::new(record, body, age, if_error);
-                self.asked.forward(MissReason::Stale, stored, now)
+                self.ask_about(MissReason::Stale, stored, now)
+            }
+        }
+    }
+
+    /// The upstream was asked for this request; what is stored now is its answer to it.
+    fn served_after(
+        self,
+        after: After,
+        record: &Record,
+        body: StoredBody,
+        freshness: Freshness,
+        now: Timestamp,
+    ) -> Step {
+        let status = |status, stored| CacheStatus::Stale { status, stored };
+        let (age, if_error) = match freshness {
+            Freshness::Fresh { age, .. } => (age, false),
+            Freshness::Stale { age, if_error, .. } => (age, if_error),
+        };
+        // What came after we asked is the answer, even if it has to be asked about again next time.
+        let is_answer = record.response_time >= after.since;
+        let (report, status) = match after.fetched {
+            Fetched::Freshened if is_answer => (Report::Revalidated, status(304, false)),
+            Fetched::Stored if is_answer => {
+                let report = Report::Miss {
+                    reason: MissReason::Stale,
+                    copy: Copied::Whole,
+                };
+                (report, status(record.status.as_u16(), true))
+            }
+            Fetched::Failed if if_error => (Report::Stale, status(503, false)),
+            _ => return self.forward(MissReason::Stale, None, now),
+        };
+        let reply = self.hit(record, body, age, status, MissReason::Stale.as_str(), now);
+        done(report, Effect::Reply(reply))
+    }
+
+    /// Whether a request can be made that refreshes the entry: this one, or one of our own.
+    fn can_refresh(&self) -> bool {
+        self.lookup.method == LookupMethod::Get || self.policy.upstream.is_some()
+    }
+
+    /// Asks the upstream about what is stored: with this request where its body is held, else with one
+    /// of our own while this one waits.
+    fn ask_about(self, reason: MissReason, stored: Stored, now: Timestamp) -> Step {
+        if let (StoredBody::Streamed, MissReason::Stale) = (&stored.body, reason)
+            && let Some(refresh) = self.refresh(&stored, now)
+        {
+            let fetching = Fetching {
+                asked: self,
+                since: now,
+            };
+            return (
+                Session::Fetching(fetching),
+                Effect::Fetch(Box::new(refresh)),
+            );
+        }
+        self.forward(reason, Some(stored), now)
+    }
+
+    /// A request of our own about what is stored; `None` where the policy names no upstream.
+    fn refresh(&self, stored: &Stored, now: Timestamp) -> Option<Refresh> {
+        let forward = self.conditional(&stored.record);
+        let fetch = self.policy.fetch(&self.request, &forward)?;
+        let asked = Self {
+            lookup: Lookup {
+                method: LookupMethod::Get,
+                ..self.lookup.clone()
+            },
+            ..self.clone()
+        };
+        let stored = Stored {
+            body: StoredBody::NotNeeded,
+            ..stored.clone()
+        };
+        Some(Refresh {
+            key: self.lookup.key.clone(),
+            fetch,
+            session: Session::Forwarded(Forwarded {
+                asked,
+                role: Role::Revalidates(stored),
+                reason: MissReason::Stale,
+                request_time: now,
+            }),
+        })
+    }
+
+    /// The changes to the request's head, with the validators of what is stored.
+    fn conditional(&self, record: &Record) -> Forward {
+        let mut forward = self.lookup.forward.clone();
+        let validators = forwarded_validators(&record.headers);
+        forward
+            .remove
+            .retain(|name| !validators.iter().any(|(set, _)| set == name));
+        forward.set.extend(validators);
+        forward
+    }
+}
+
+/// A request of our own asks about the entry, while this one waits.
+#[derive(Debug)]
+pub struct Fetching {
+    asked: Asked,
+    since: Timestamp,
+}
+
+/// What a request of our own has given.
+#[derive(Debug, Clone, Copy)]
+struct After {
+    fetched: Fetched,
+    /// When it was made.
+    since: Timestamp,
+}
+
+impl Fetching {
+    pub(super) fn ended(self, fetched: Fetched, now: Timestamp) -> Step {
+        match fetched {
+            Fetched::Freshened | Fetched::Stored | Fetched::Failed => {
+                // It may be another variant's by now.
+                let mut asked = self.asked;
+                asked.variants = None;
+                asked.lookup.key = asked.primary.clone();
+                let effect = Effect::LookUp {
+                    key: asked.lookup.key.clone(),
+                    method: asked.lookup.method,
+                };
+                let after = Some(After {
+                    fetched,
+                    since: self.since,
+                });
+                (Session::LookingUp(LookingUp { asked, after }), effect)
+            }
+            Fetched::NotStored | Fetched::Nothing => {
+                self.asked.forward(MissReason::Stale, None, now)
             }
         }
     }
@@ -204,10 +357,21 @@ pub struct Claiming {
 }
 
 impl Claiming {
-    /// This request does.
+    /// This request does, or one of our own in its place.
     pub(super) fn claimed(self, now: Timestamp) -> Step {
-        let stored = Stored::new(self.record, self.body, self.age, self.if_error);
-        self.asked.forward(MissReason::Stale, stored, now)
+        let stored = Stored::new(
+            Arc::clone(&self.record),
+            self.body.clone(),
+            self.age,
+            self.if_error,
+        );
+        let Some(refresh) = self.asked.refresh(&stored, now) else {
+            return self.asked.forward(MissReason::Stale, Some(stored), now);
+        };
+        match self.taken(now) {
+            (session, Effect::Reply(reply)) => (session, Effect::Refresh(Box::new(refresh), reply)),
+            other => other,
+        }
     }
 
     /// Another one does.
@@ -224,7 +388,7 @@ impl Claiming {
 
 impl Asked {
     /// Looks up the variant that this request selects.
-    fn select(mut self, variants: &Variants, now: Timestamp) -> Step {
+    fn select(mut self, variants: &Variants, after: Option<After>, now: Timestamp) -> Step {
         if self.variants.is_some() {
             return self.forward(MissReason::Corrupt, None, now);
         }
@@ -236,7 +400,7 @@ impl Asked {
             key: self.lookup.key.clone(),
             method: self.lookup.method,
         };
-        (Session::LookingUp(LookingUp { asked: self }), effect)
+        (Session::LookingUp(LookingUp { asked: self, after }), effect)
     }
 
     /// Under which key a response is stored, and what has to stand under the primary one then.
@@ -258,27 +422,18 @@ impl Asked {
         Ok((key, signpost))
     }
 
-    /// Sends the request on. What is `stored` is asked about with its own validators, and stands in
-    /// for an error where it may.
+    /// Sends the request on. What is `stored` and held is asked about with its own validators, and
+    /// stands in for an error where it may.
     fn forward(self, reason: MissReason, stored: Option<Stored>, now: Timestamp) -> Step {
-        let mut forward = self.lookup.forward.clone();
-        let role = match self.lookup.method {
+        let held = stored.filter(|stored| matches!(stored.body, StoredBody::Held(_)));
+        let (role, forward) = match (self.lookup.method, held) {
             // A HEAD never fills, so there is nothing that its fields could change.
-            LookupMethod::Head => {
-                forward = Forward::default();
-                Role::Passes
+            (LookupMethod::Head, _) => (Role::Passes, Forward::default()),
+            (LookupMethod::Get, None) => (Role::Leads, self.lookup.forward.clone()),
+            (LookupMethod::Get, Some(stored)) => {
+                let forward = self.conditional(&stored.record);
+                (Role::Revalidates(stored), forward)
             }
-            LookupMethod::Get => match stored {
-                None => Role::Leads,
-                Some(stored) => {
-                    let validators = forwarded_validators(&stored.record.headers);
-                    forward
-                        .remove
-                        .retain(|name| !validators.iter().any(|(set, _)| set == name));
-                    forward.set.extend(validators);
-                    Role::Revalidates(stored)
-                }
-            },
         };
         (
             Session::Forwarded(Forwarded {
@@ -292,11 +447,11 @@ impl Asked {
     }
 }
 
-/// A stored response whose body is held while the upstream is asked about it.
-#[derive(Debug)]
+/// A stored response that the upstream is asked about.
+#[derive(Debug, Clone)]
 struct Stored {
     record: Arc<Record>,
-    chunks: Vec<Bytes>,
+    body: StoredBody,
     /// In seconds, when it was looked up.
     age: u64,
     /// Whether it may stand in for an error.
@@ -304,16 +459,12 @@ struct Stored {
 }
 
 impl Stored {
-    /// `None` without its body: when the upstream has answered there is no time to fetch it.
-    fn new(record: Arc<Record>, body: StoredBody, age: u64, if_error: bool) -> Option<Self> {
-        match body {
-            StoredBody::Held(chunks) => Some(Self {
-                record,
-                chunks,
-                age,
-                if_error,
-            }),
-            StoredBody::NotNeeded | StoredBody::Streamed => None,
+    fn new(record: Arc<Record>, body: StoredBody, age: u64, if_error: bool) -> Self {
+        Self {
+            record,
+            body,
+            age,
+            if_error,
         }
     }
 }
@@ -353,7 +504,7 @@ impl Forwarded {
             status: head.status.as_u16(),
             stored: false,
         };
-        let body = StoredBody::Held(stored.chunks);
+        let body = stored.body;
         match policy.answered(&stored.record, head, self.request_time, now) {
             Answered::Unchanged(record) => {
                 let age = record.initial_age;

@@ -8,6 +8,9 @@ use super::*;
 use crate::entry::{BodyProof, Record};
 use crate::policy::{Key, Kind, Provenance, RequestHead, ResponseHead, Validators, testing};
 
+mod fetching;
+mod vary;
+
 const NOW: Timestamp = testing::NOW;
 const LARGEST: u64 = 10_000;
 const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
@@ -130,6 +133,14 @@ fn in_window(key: &Key) -> Arc<Record> {
     let line = HeaderValue::from_static("max-age=60, stale-while-revalidate=10");
     record.headers.insert("cache-control", line);
     Arc::new(record)
+}
+
+/// An entry whose body is not held.
+fn large(record: Arc<Record>) -> Event {
+    Event::Answer(Answer::Found {
+        record,
+        body: StoredBody::Streamed,
+    })
 }
 
 fn found(record: Arc<Record>) -> Event {
@@ -388,7 +399,7 @@ fn an_event_that_cannot_be_names_state_and_event() {
 
 /// What an arbitrary shell, proxy and store could do.
 fn any_event() -> impl Strategy<Value = u8> {
-    0_u8..17
+    0_u8..21
 }
 
 fn event(number: u8, key: &Key) -> Event {
@@ -409,6 +420,10 @@ fn event(number: u8, key: &Key) -> Event {
         13 => Event::RefreshClaimed,
         14 => Event::RefreshTaken,
         15 => found(in_window(key)),
+        16 => large(record(key, 1000)),
+        17 => found(vary::signpost(key)),
+        18 => Event::Fetched(Fetched::Freshened),
+        19 => Event::Fetched(Fetched::Nothing),
         _ => body(vec![0; 20_000], false),
     }
 }
@@ -419,7 +434,7 @@ proptest! {
     #[test]
     fn any_order_of_events_keeps_the_rules(numbers in proptest::collection::vec(any_event(), 1..40)) {
         let (_, key) = looking_up(Method::GET);
-        let mut session = Session::new(policy(), LARGEST);
+        let mut session = Session::new(fetching::policy(), LARGEST);
         let mut begun = false;
         let mut ended = false;
         let mut answers = 0;
@@ -436,8 +451,11 @@ proptest! {
             prop_assert!(!was_done);
             messages += u32::from(is_message);
             match effect {
-                Effect::LookUp { .. } | Effect::ClaimRefresh(_) | Effect::Nothing => {}
-                Effect::Reply(_) | Effect::Freshen(..) => answers += 1,
+                Effect::LookUp { .. }
+                | Effect::ClaimRefresh(_)
+                | Effect::Fetch(_)
+                | Effect::Nothing => {}
+                Effect::Reply(_) | Effect::Freshen(..) | Effect::Refresh(..) => answers += 1,
                 Effect::Finish(_) => {
                     prop_assert!(begun && !ended);
                     answers += 1;

@@ -13,7 +13,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::session::{AbortReason, Report};
+use crate::session::{AbortReason, Fetched, Report};
 
 /// Handles to all metrics; clones share them.
 #[derive(Debug, Clone)]
@@ -24,6 +24,7 @@ pub struct Metrics {
     lookup_seconds: Histogram,
     fills: Family<FillLabels, Counter>,
     not_stored: Family<ReasonLabel, Counter>,
+    fetches: Family<ResultLabel, Counter>,
     served_bytes: Counter,
     stored_bytes: Counter,
     broken_hits: Counter,
@@ -59,6 +60,11 @@ struct ReasonLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StoreLabels {
     operation: &'static str,
     result: &'static str,
@@ -85,6 +91,7 @@ impl Metrics {
             lookup_seconds: histogram(),
             fills: Family::default(),
             not_stored: Family::default(),
+            fetches: Family::default(),
             served_bytes: Counter::default(),
             stored_bytes: Counter::default(),
             broken_hits: Counter::default(),
@@ -122,6 +129,11 @@ impl Metrics {
             "not_storable",
             "Answers to requests that could have filled, by why they may not be stored",
             metrics.not_stored.clone(),
+        );
+        registry.register(
+            "upstream_fetches",
+            "Requests of our own to upstreams by result; nothing: as many as may were under way, or no answer in time",
+            metrics.fetches.clone(),
         );
         registry.register_with_unit(
             "served",
@@ -218,6 +230,12 @@ impl Metrics {
         self.fills
             .get_or_create(&FillLabels { result, reason })
             .inc();
+    }
+
+    /// A request of our own to an upstream is over.
+    pub fn fetched(&self, fetched: Fetched) {
+        let result = fetched.as_str();
+        self.fetches.get_or_create(&ResultLabel { result }).inc();
     }
 
     /// A hit's body went out.

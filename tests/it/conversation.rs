@@ -8,7 +8,8 @@ use afterimage::budget::Budget;
 use afterimage::clock::{Clock, Timestamp};
 use afterimage::collapse::{InFlight, Refreshes};
 use afterimage::config::Config;
-use afterimage::extproc::{Routes, Shared, service};
+use afterimage::extproc::{Patience, Routes, Shared, service};
+use afterimage::fetch::Fetcher;
 use afterimage::fill::Fills;
 use afterimage::store::MemoryStore;
 use afterimage::telemetry::Metrics;
@@ -58,18 +59,24 @@ impl Processor {
         let budget = Budget::new(1 << 20);
         let clock = Clock::manual(Timestamp::from_unix(1_800_000_000));
         let store = Arc::new(MemoryStore::new(1 << 20));
-        let shared = Shared {
-            routes: Routes::new(config.policies, HashMap::new(), None),
+        let fills = Fills {
             store: Arc::clone(&store) as _,
             budget: budget.clone(),
-            fills: Fills {
-                store,
-                budget,
-                in_flight: InFlight::default(),
-                metrics: metrics.clone(),
-                held_bytes: 1 << 20,
-                deadline: Duration::from_secs(60),
-                tasks: TaskTracker::new(),
+            in_flight: InFlight::default(),
+            metrics: metrics.clone(),
+            held_bytes: 1 << 20,
+            deadline: Duration::from_secs(60),
+            tasks: TaskTracker::new(),
+        };
+        let shared = Shared {
+            routes: Routes::new(config.policies, HashMap::new(), None),
+            store,
+            budget,
+            fetcher: Fetcher::new([], 1, fills.clone(), clock.clone())?,
+            fills,
+            patience: Patience {
+                extension: None,
+                wait: Duration::ZERO,
             },
             refreshes: Refreshes::default(),
             metrics: metrics.clone(),

@@ -36,6 +36,8 @@ mod operations;
 mod process;
 // Answers of the real imgproxy, replayed.
 mod recorded;
+// Requests of our own to the upstream.
+mod refreshing;
 // Requests that are no plain GET.
 mod requests;
 // How a route chooses its policy, and what a misconfigured filter does.
@@ -60,3 +62,5 @@ mod traffic;
 mod unkeyed;
 // Formats chosen by `Accept`.
 mod variants;
+// Responses that vary by request fields outside the key.
+mod vary;

@@ -70,7 +70,10 @@ pub(crate) async fn until(
         last.as_ref().is_some_and(&holds)
     })
     .await
-    .with_context(|| format!("the last metrics were {last:?}"))
+    .with_context(|| match &last {
+        Some(last) => format!("the last metrics were {}", last.summary()),
+        None => "there were no metrics".to_owned(),
+    })
 }
 
 /// Waits until so many fills were committed since Afterimage started.

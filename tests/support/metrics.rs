@@ -48,6 +48,20 @@ impl Metrics {
             .sum()
     }
 
+    /// What is neither a time nor zero, for a message.
+    pub(crate) fn summary(&self) -> String {
+        self.0
+            .iter()
+            .filter(|sample| sample.value != 0.0 && !sample.name.contains("_seconds_"))
+            .map(|sample| {
+                let labels = sample.labels.iter().map(|(_, value)| value.as_str());
+                let labels: Vec<_> = labels.collect();
+                format!("{} {} = {}", sample.name, labels.join(" "), sample.value)
+            })
+            .collect::<Vec<_>>()
+            .join(", ")
+    }
+
     /// The names of all samples, to see what there is.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|sample| sample.name.as_str())

@@ -18,10 +18,7 @@ use crate::transport::{self, Client, Endpoint, is_timeout};
 
 /// What the SDK makes its URLs from, and signs as `host`.
 pub(super) fn url(endpoint: &Endpoint) -> String {
-    match endpoint {
-        Endpoint::Tcp(_) => endpoint.to_string(),
-        Endpoint::Unix(_) => "http://localhost".to_owned(),
-    }
+    format!("{}://{}", endpoint.scheme(), endpoint.authority())
 }
 
 /// The client for one endpoint, with its pool of connections.
