@@ -48,9 +48,11 @@ impl Policy {
         };
         Ok(Lookup {
             key: Key {
-                namespace: Arc::clone(&self.namespace),
-                epoch: self.epoch,
-                source: keyed.source,
+                source: Source {
+                    namespace: Arc::clone(&self.namespace),
+                    epoch: self.epoch,
+                    digest: keyed.source,
+                },
                 digest: keyed.digest,
             },
             method,
@@ -70,9 +72,16 @@ impl Policy {
 /// Names one entry: where it is kept, and the proof of what it is for.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Key {
+    source: Source,
+    digest: [u8; 32],
+}
+
+/// What the entries made of one source image (or of one generic URL without its query) share: a
+/// prefix of their object names.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Source {
     namespace: Arc<str>,
     epoch: u32,
-    source: [u8; 32],
     digest: [u8; 32],
 }
 
@@ -83,20 +92,14 @@ impl Key {
         &self.digest
     }
 
-    /// SHA-256 of the source alone, so that all derivatives of a source image share a prefix.
-    pub fn source(&self) -> &[u8; 32] {
+    /// Which entries it belongs with.
+    pub fn source(&self) -> &Source {
         &self.source
     }
 
     /// `v1/<namespace>/<epoch>/<source, 32 hex digits>/<digest, 64 hex digits>`, at most 180 bytes.
     pub fn object_name(&self) -> String {
-        format!(
-            "v1/{}/{}/{}/{}",
-            self.namespace,
-            self.epoch,
-            HEXLOWER.encode(&self.source[..16]),
-            HEXLOWER.encode(&self.digest)
-        )
+        self.source.prefix() + &HEXLOWER.encode(&self.digest)
     }
 
     /// The key of the response to `request` among those of this primary key that vary by `fields`
@@ -111,18 +114,42 @@ impl Key {
     /// A key made of its parts, for tests of stores.
     #[doc(hidden)]
     pub fn from_parts(namespace: &str, epoch: u32, source: [u8; 32], digest: [u8; 32]) -> Self {
-        Self {
+        let source = Source {
             namespace: namespace.into(),
             epoch,
-            source,
-            digest,
-        }
+            digest: source,
+        };
+        Self { source, digest }
+    }
+}
+
+impl Source {
+    /// SHA-256 of the length-prefixed, versioned material that names the source.
+    pub fn digest(&self) -> &[u8; 32] {
+        &self.digest
+    }
+
+    /// `v1/<namespace>/<epoch>/<digest, 32 hex digits>/`: what the object names of its entries begin
+    /// with, and no others.
+    pub fn prefix(&self) -> String {
+        format!(
+            "v1/{}/{}/{}/",
+            self.namespace,
+            self.epoch,
+            HEXLOWER.encode(&self.digest[..16])
+        )
     }
 }
 
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Key({})", self.object_name())
+    }
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Source({})", self.prefix())
     }
 }
 

@@ -30,7 +30,7 @@ pub use self::cache_control::{CacheControl, RequestControl};
 pub use self::freshness::Freshness;
 pub use self::image::MAGIC_BYTES;
 pub use self::imgproxy::{ImageFormat, Imgproxy, KeyPair, Signing};
-pub use self::key::{BypassReason, Decision, Forward, Key, Lookup, LookupMethod};
+pub use self::key::{BypassReason, Decision, Forward, Key, Lookup, LookupMethod, Source};
 pub use self::outcome::{CacheStatus, MissReason, Outcome};
 pub use self::request::RequestHead;
 pub use self::revalidate::Answered;

@@ -39,7 +39,7 @@ use self::tree::{Stage, Tree};
 use super::{Error, Found, Store, Writer, decode_stored, expect_length, length_of};
 use crate::clock::{Clock, Timestamp};
 use crate::entry::{MAX_ENCODED_BYTES, Record};
-use crate::policy::Key;
+use crate::policy::{Key, Source};
 
 /// Ends every entry; raised when the layout of the file changes.
 const MAGIC: &[u8; 12] = b"afterimage/1";
@@ -269,6 +269,23 @@ impl Store for LocalStore {
                 directory.space.removed(length);
             }
             Ok(())
+        })
+        .await
+    }
+
+    async fn delete_source(&self, source: &Source) -> Result<u64, Error> {
+        let prefix = source.prefix();
+        self.write(move |directory| {
+            let mut removed = 0;
+            let each = |length| {
+                directory.space.removed(length);
+                removed += 1;
+            };
+            directory
+                .tree
+                .remove_below(&prefix, each)
+                .map_err(by_meaning)?;
+            Ok(removed)
         })
         .await
     }

@@ -10,7 +10,7 @@ use futures_util::stream;
 
 use super::{Error, Found, Store, Writer, expect_length, length_of};
 use crate::entry::Record;
-use crate::policy::Key;
+use crate::policy::{Key, Source};
 
 /// Keeps at most `max_bytes` of bodies; the entry that was written longest ago goes first.
 #[derive(Debug, Clone)]
@@ -104,6 +104,15 @@ impl Entries {
             self.used_bytes -= length_of(&entry.body);
         }
     }
+
+    fn remove_source(&mut self, source: &Source) -> u64 {
+        let found = self.by_key.keys().filter(|key| key.source() == source);
+        let found: Vec<_> = found.cloned().collect();
+        for key in &found {
+            self.remove(key);
+        }
+        found.len() as u64
+    }
 }
 
 #[async_trait]
@@ -150,6 +159,10 @@ impl Store for MemoryStore {
     async fn delete(&self, key: &Key) -> Result<(), Error> {
         self.with(|entries| entries.remove(key));
         Ok(())
+    }
+
+    async fn delete_source(&self, source: &Source) -> Result<u64, Error> {
+        Ok(self.with(|entries| entries.remove_source(source)))
     }
 
     async fn check(&self) -> Result<(), Error> {
@@ -209,6 +222,17 @@ mod tests {
             let head = store.head(&key(number)).await.unwrap();
             assert_eq!(head.is_some(), is_kept, "{number}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_deleted_source_leaves_its_room() {
+        let store = MemoryStore::new(100);
+        for number in [1, 2] {
+            put(&store, number, 50).await.unwrap();
+        }
+        assert_eq!(store.delete_source(key(1).source()).await.unwrap(), 1);
+        put(&store, 3, 50).await.unwrap();
+        assert!(store.head(&key(2)).await.unwrap().is_some());
     }
 
     #[tokio::test]

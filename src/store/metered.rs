@@ -28,7 +28,7 @@ pub use self::breaker::{BreakerOpen, BreakerState};
 use super::{BodyStream, Error, Found, Store, Writer};
 use crate::clock::Stopwatch;
 use crate::entry::Record;
-use crate::policy::Key;
+use crate::policy::{Key, Source};
 
 /// The bounds that a [`Metered`] store keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,6 +94,8 @@ pub enum Operation {
     ReplaceRecord,
     /// [`Store::delete`].
     Delete,
+    /// [`Store::delete_source`].
+    DeleteSource,
     /// [`Store::check`].
     Check,
 }
@@ -111,6 +113,7 @@ impl Operation {
             Self::Commit => "commit",
             Self::ReplaceRecord => "replace_record",
             Self::Delete => "delete",
+            Self::DeleteSource => "delete_source",
             Self::Check => "check",
         }
     }
@@ -353,6 +356,13 @@ impl Store for Metered {
     async fn delete(&self, key: &Key) -> Result<(), Error> {
         let call = self.inner.delete(key);
         self.settle(Operation::Delete, self.limits.write, |()| false, call)
+            .await
+    }
+
+    async fn delete_source(&self, source: &Source) -> Result<u64, Error> {
+        let call = self.inner.delete_source(source);
+        let is_absent = |removed: &u64| *removed == 0;
+        self.settle(Operation::DeleteSource, self.limits.write, is_absent, call)
             .await
     }
 

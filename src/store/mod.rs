@@ -19,7 +19,7 @@ use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 
 use crate::entry::{BodyChecksum, DecodeError, Record, RecordTooLarge};
-use crate::policy::Key;
+use crate::policy::{Key, Source};
 
 pub use self::local::{LocalConfig, LocalStore, OpenError};
 pub use self::memory::MemoryStore;
@@ -68,6 +68,11 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// Removes the entry; absent is no error.
     async fn delete(&self, key: &Key) -> Result<(), Error>;
 
+    /// Removes every entry of a source, and gives their number; none is no error. An entry that is
+    /// written meanwhile may survive. So may entries after an error, and when a caller goes away:
+    /// what was removed until then stays removed, and the next call goes on.
+    async fn delete_source(&self, source: &Source) -> Result<u64, Error>;
+
     /// Whether the store can be used now: reachable, and the credentials are good.
     async fn check(&self) -> Result<(), Error>;
 }
@@ -107,13 +112,13 @@ impl fmt::Debug for Found {
 pub enum Error {
     /// Not reachable, or reachable and not able to answer.
     #[error("store is unavailable")]
-    Unavailable(#[source] Source),
+    Unavailable(#[source] Cause),
     /// No answer within the deadline.
     #[error("store did not answer in time")]
     TimedOut,
     /// Credentials, permissions or a quota.
     #[error("store denied the request")]
-    Denied(#[source] Source),
+    Denied(#[source] Cause),
     /// There is something, but it is not a whole entry.
     #[error("stored entry is corrupt: {0}")]
     Corrupt(String),
@@ -123,7 +128,7 @@ pub enum Error {
 }
 
 /// The cause of an [`Error`], of the backend's own type.
-pub type Source = Box<dyn std::error::Error + Send + Sync>;
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 impl From<RecordTooLarge> for Error {
     fn from(error: RecordTooLarge) -> Self {

@@ -3,7 +3,8 @@
 //!
 //! The object's bytes are the body, untouched, with its real `Content-Type`, `Cache-Control` and
 //! `Content-Disposition`, so that a bucket can be browsed. The record is one metadata value,
-//! `x-amz-meta-afterimage`. Not relied on: conditional writes, tags, `ETag` as MD5, listings.
+//! `x-amz-meta-afterimage`. Not relied on: conditional writes, tags, `ETag` as MD5, and listings but
+//! to delete a source.
 
 mod connector;
 mod failure;
@@ -26,7 +27,7 @@ use aws_sdk_s3::config::{
     ResponseChecksumValidation, StalledStreamProtectionConfig,
 };
 use aws_sdk_s3::primitives::{ByteStream, SdkBody};
-use aws_sdk_s3::types::MetadataDirective;
+use aws_sdk_s3::types::{Delete, MetadataDirective, ObjectIdentifier};
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use http::HeaderName;
@@ -39,7 +40,7 @@ use self::failure::{Attempt, chain, has_status};
 use self::upload::{PartsWriter, Upload};
 use super::{BodyStream, Error, Found, Store, Writer, decode_stored, expect_length, length_of};
 use crate::entry::Record;
-use crate::policy::Key;
+use crate::policy::{Key, Source};
 use crate::secret::Secret;
 use crate::transport::Endpoint;
 
@@ -52,6 +53,10 @@ const WRITE_ATTEMPTS: u32 = 3;
 const WRITE_BACKOFF: Duration = Duration::from_millis(100);
 /// Clean-ups at a time; beyond them the bucket's lifecycle rules do the work.
 const CLEANUPS: usize = 16;
+/// Objects that are listed and deleted at a time: the most that S3 takes.
+const PAGE_OBJECTS: i32 = 1000;
+/// A million objects; a listing that goes on after them is no answer.
+const MAX_PAGES: u32 = 1000;
 /// `CopySource` is the only place where an object name must be encoded by us.
 const COPY_SOURCE: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'/')
@@ -288,6 +293,14 @@ impl Store for S3Store {
         self.service.delete(&place).await
     }
 
+    async fn delete_source(&self, source: &Source) -> Result<u64, Error> {
+        let below = Place {
+            bucket: self.service.bucket(source).to_owned(),
+            name: self.service.name(&source.prefix()),
+        };
+        self.service.delete_below(&below).await
+    }
+
     /// Asks each bucket for one name, because a refusal of `HeadBucket` does not say its reason.
     async fn check(&self) -> Result<(), Error> {
         let service = &self.service;
@@ -308,12 +321,17 @@ impl Store for S3Store {
 
 impl Service {
     fn place(&self, key: &Key) -> Place {
-        let mut hash = [0; 8];
-        hash.copy_from_slice(&key.source()[..8]);
         Place {
-            bucket: self.buckets[choose(u64::from_be_bytes(hash), self.buckets.len())].clone(),
+            bucket: self.bucket(key.source()).to_owned(),
             name: self.name(&key.object_name()),
         }
+    }
+
+    /// The bucket that has all entries of a source.
+    fn bucket(&self, source: &Source) -> &str {
+        let mut hash = [0; 8];
+        hash.copy_from_slice(&source.digest()[..8]);
+        &self.buckets[choose(u64::from_be_bytes(hash), self.buckets.len())]
     }
 
     fn name(&self, rest: &str) -> String {
@@ -414,6 +432,60 @@ impl Service {
             }
             Err(error) => Err(self.attempt("DeleteObject", place).by_meaning(error)),
         }
+    }
+
+    /// Deletes the objects whose names begin with `below`'s, in one pass, and counts them.
+    async fn delete_below(&self, below: &Place) -> Result<u64, Error> {
+        let mut deleted = 0;
+        let mut from = None;
+        for _ in 0..MAX_PAGES {
+            let list = self.patient.list_objects_v2();
+            let page = list
+                .bucket(&below.bucket)
+                .prefix(&below.name)
+                .max_keys(PAGE_OBJECTS)
+                .set_continuation_token(from)
+                .send()
+                .await
+                .map_err(|error| self.attempt("ListObjectsV2", below).by_meaning(error))?;
+            // A server that ignores the prefix must not lose other objects by it.
+            let names = page.contents().iter().filter_map(|object| object.key());
+            let names: Vec<_> = names.filter(|name| name.starts_with(&below.name)).collect();
+            deleted += self.delete_all(below, &names).await?;
+            from = page.next_continuation_token;
+            if from.is_none() {
+                return Ok(deleted);
+            }
+        }
+        let failure = self.attempt("ListObjectsV2", below);
+        let failure = failure.failed(format!("the listing has no end after {MAX_PAGES} pages"));
+        Err(Error::Unavailable(failure.into()))
+    }
+
+    /// Deletes the objects of one page, and gives the number of those that were there.
+    async fn delete_all(&self, below: &Place, names: &[&str]) -> Result<u64, Error> {
+        if names.is_empty() {
+            return Ok(0);
+        }
+        let objects = names.iter().map(|name| {
+            let object = ObjectIdentifier::builder().key(*name);
+            object.build().expect("it has its key")
+        });
+        let objects = Delete::builder().set_objects(Some(objects.collect()));
+        let objects = objects.quiet(true).build().expect("it has its objects");
+        let delete = self.patient.delete_objects();
+        let answer = delete.bucket(&below.bucket).delete(objects).send().await;
+        let attempt = self.attempt("DeleteObjects", below);
+        let answer = answer.map_err(|error| attempt.by_meaning(error))?;
+        let mut deleted = names.len() as u64;
+        for error in answer.errors() {
+            let code = error.code().unwrap_or_default();
+            if code != "NoSuchKey" {
+                return Err(attempt.refused(code, error.message()));
+            }
+            deleted = deleted.saturating_sub(1);
+        }
+        Ok(deleted)
     }
 
     /// The body of an answer, with a deadline for each of its pieces.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use afterimage::policy::Key;
 use afterimage::secret::Secret;
 use afterimage::store::{Causes, Error, S3Config, S3Store, S3Timeouts, Store, read_whole};
 use bytes::Bytes;
@@ -161,6 +162,68 @@ async fn a_refusal_has_the_meaning_of_its_code() {
 }
 
 #[tokio::test]
+async fn a_listing_that_ignores_its_prefix_costs_no_other_entries() {
+    let mine = key(1).object_name();
+    let others = [key(2).object_name(), "v1/suite".to_owned(), mine.clone()];
+    let others = others.each_ref().map(String::as_str);
+    let token = "<NextContinuationToken>2</NextContinuationToken>";
+    let service = Scripted::start(vec![
+        listing(&others, token),
+        listing(&[&format!("p/{mine}")], ""),
+        xml("<DeleteResult></DeleteResult>"),
+    ])
+    .await;
+    let store = S3Store::new(service.config()).unwrap();
+    assert_eq!(store.delete_source(key(1).source()).await.unwrap(), 1);
+    assert_eq!(service.requests(), 3);
+    let seen = service.seen.lock().await;
+    let deletion = String::from_utf8_lossy(&seen[2]);
+    assert!(deletion.starts_with("POST /b/?delete"), "{deletion}");
+    assert_eq!(deletion.matches("<Key>").count(), 1, "{deletion}");
+    assert!(
+        deletion.contains(&format!("<Key>p/{mine}</Key>")),
+        "{deletion}"
+    );
+}
+
+#[tokio::test]
+async fn a_source_is_not_deleted_while_one_of_its_entries_is_refused() {
+    let names = [1, 2].map(|digest| {
+        let key = Key::from_parts("suite", 1, [1; 32], [digest; 32]);
+        format!("p/{}", key.object_name())
+    });
+    let names = names.each_ref().map(String::as_str);
+    let answer = async |code: &str| {
+        let service = Scripted::start(vec![
+            listing(&names, ""),
+            xml(&format!(
+                "<DeleteResult><Error><Key>{}</Key><Code>{code}</Code></Error></DeleteResult>",
+                names[1]
+            )),
+        ])
+        .await;
+        let store = S3Store::new(service.config()).unwrap();
+        store.delete_source(key(1).source()).await
+    };
+    assert_eq!(answer("NoSuchKey").await.unwrap(), 1);
+    let denied = answer("AccessDenied").await;
+    assert!(matches!(denied, Err(Error::Denied(_))), "{denied:?}");
+    let down = answer("InternalError").await;
+    assert!(matches!(down, Err(Error::Unavailable(_))), "{down:?}");
+}
+
+#[tokio::test]
+async fn a_listing_without_end_is_given_up() {
+    let token = "<NextContinuationToken>again</NextContinuationToken>";
+    let script = std::iter::repeat_with(|| listing(&[], token));
+    let service = Scripted::start(script.take(1_001).collect()).await;
+    let store = S3Store::new(service.config()).unwrap();
+    let answer = store.delete_source(key(1).source()).await;
+    assert!(matches!(answer, Err(Error::Unavailable(_))), "{answer:?}");
+    assert_eq!(service.requests(), 1_000);
+}
+
+#[tokio::test]
 async fn a_put_is_tried_three_times_with_its_whole_body() {
     let unavailable = || reply("503 Slow Down", "content-length: 0\r\n", "");
     let service = Scripted::start(vec![
@@ -309,6 +372,23 @@ async fn an_entry_is_an_object_that_others_can_read(garage: &Garage) {
         "{got}"
     );
     assert!(got.contains("\r\ncontent-length: 10000\r\n"), "{got}");
+}
+
+/// A page of a listing with these names, which goes on if there is a token.
+fn listing(names: &[&str], token: &str) -> Reply {
+    let names: String = names
+        .iter()
+        .map(|name| format!("<Contents><Key>{name}</Key></Contents>"))
+        .collect();
+    xml(&format!(
+        "<ListBucketResult>{names}<IsTruncated>{}</IsTruncated>{token}</ListBucketResult>",
+        !token.is_empty()
+    ))
+}
+
+fn xml(body: &str) -> Reply {
+    let length = format!("content-length: {}\r\n", body.len());
+    reply("200 OK", &length, body)
 }
 
 /// The message with all its causes, as an operator sees it.

@@ -12,6 +12,7 @@ use afterimage::store::{
     read_whole,
 };
 use bytes::Bytes;
+use futures_util::StreamExt;
 use http::header::{CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, StatusCode};
 
@@ -69,6 +70,7 @@ contract! {
     of_concurrent_puts_one_wins_whole,
     a_get_during_overwrites_never_mixes,
     keys_of_one_source_are_apart,
+    a_deleted_source_takes_all_its_entries_and_no_others,
     the_store_can_be_checked,
 }
 
@@ -76,6 +78,7 @@ contract! {
 async fn garage_over_tcp() {
     let garage = Garage::start(Transport::Tcp).await;
     on_garage(&garage, "some/prefix").await;
+    a_source_may_have_more_entries_than_a_page(&garage).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -121,9 +124,9 @@ async fn on_garage(garage: &Garage, prefix: &str) {
 }
 
 /// Cases that end with an entry under a key of their own.
-const KEPT: [u8; 28] = [
+const KEPT: [u8; 31] = [
     10, 11, 12, 13, 14, 15, 16, 20, 21, 22, 23, 24, 25, 26, 27, 40, 71, 80, 81, 90, 100, 110, 112,
-    130, 140, 150, 151, 61,
+    130, 140, 150, 151, 61, 160, 161, 162,
 ];
 
 pub(crate) async fn on_disk(path: &std::path::Path) -> Arc<dyn Store> {
@@ -460,6 +463,54 @@ async fn keys_of_one_source_are_apart(store: &Arc<dyn Store>) {
     assert!(store.head(&other).await.unwrap().is_none());
     store.delete(&other).await.unwrap();
     assert!(read(&**store, &one).await == Some((record, body[0].clone())));
+}
+
+async fn a_deleted_source_takes_all_its_entries_and_no_others(store: &Arc<dyn Store>) {
+    let body = [body(100, 160)];
+    let record_of = |key: &Key| record(key, &body);
+    let key = |namespace, epoch, source, digest| {
+        Key::from_parts(namespace, epoch, [source; 32], [digest; 32])
+    };
+    let entries: Vec<_> = (1..=5).map(|digest| key("suite", 1, 160, digest)).collect();
+    let others = [
+        key("suite", 1, 161, 1),
+        key("suite", 11, 160, 1),
+        key("suite-2", 1, 160, 1),
+    ];
+    for key in entries.iter().chain(&others) {
+        store.put(key, &record_of(key), &body).await.unwrap();
+    }
+    let source = entries[0].source();
+    assert_eq!(store.delete_source(source).await.unwrap(), 5);
+    for key in &entries {
+        assert!(store.get(key).await.unwrap().is_none(), "{key:?}");
+    }
+    for key in &others {
+        let kept = read(&**store, key).await;
+        assert!(kept == Some((record_of(key), body[0].clone())), "{key:?}");
+    }
+    assert_eq!(store.delete_source(source).await.unwrap(), 0);
+}
+
+async fn a_source_may_have_more_entries_than_a_page(garage: &Garage) {
+    const ENTRIES: u16 = 1001;
+    let store = S3Store::new(garage.config("pages")).unwrap();
+    let key = |number: u16| {
+        let mut digest = [0; 32];
+        digest[..2].copy_from_slice(&number.to_be_bytes());
+        Key::from_parts("suite", 1, [170; 32], digest)
+    };
+    futures_util::stream::iter(0..ENTRIES)
+        .for_each_concurrent(32, async |number| {
+            let key = key(number);
+            store.put(&key, &record(&key, &[]), &[]).await.unwrap();
+        })
+        .await;
+    let removed = store.delete_source(key(0).source()).await.unwrap();
+    assert_eq!(removed, u64::from(ENTRIES));
+    for number in [0, 999, 1000] {
+        assert!(store.head(&key(number)).await.unwrap().is_none());
+    }
 }
 
 async fn the_store_can_be_checked(store: &Arc<dyn Store>) {

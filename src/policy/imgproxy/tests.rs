@@ -553,7 +553,7 @@ fn all_derivatives_of_a_source_share_it_in_every_form_and_every_policy() {
         signing: Signing::Unknown,
         ..imgproxy()
     });
-    let source = *key(&one, PATH).source();
+    let source = key(&one, PATH).source().clone();
     for path in [
         "/x/plain/local:///coffee.png",
         "/x/plain/local:/coffee.png@png",

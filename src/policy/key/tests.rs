@@ -95,8 +95,9 @@ fn an_object_name_holds_namespace_epoch_source_and_digest() {
     let name = key.object_name();
     let parts: Vec<_> = name.split('/').collect();
     assert_eq!(parts[..3], ["v1", &"n".repeat(63), "4294967295"]);
-    assert_eq!(parts[3], HEXLOWER.encode(&key.source()[..16]));
+    assert_eq!(parts[3], HEXLOWER.encode(&key.source().digest()[..16]));
     assert_eq!(parts[4], HEXLOWER.encode(key.digest()));
+    assert_eq!(name.strip_suffix(parts[4]), Some(&*key.source().prefix()));
     assert!(name.len() <= 180, "{}", name.len());
 }
 

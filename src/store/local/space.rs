@@ -68,8 +68,8 @@ impl Space {
     }
 
     #[cfg(test)]
-    pub(super) fn is_measured(&self) -> bool {
-        self.stored.load(Ordering::SeqCst) > 0
+    pub(super) fn stored(&self) -> i64 {
+        self.stored.load(Ordering::SeqCst)
     }
 
     #[cfg(test)]

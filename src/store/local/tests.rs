@@ -303,7 +303,7 @@ async fn the_directory_never_holds_more_than_its_bound() {
             // What is there is counted again after a restart.
             drop(store);
             store = fixture.open().await;
-            while !store.directory.space.is_measured() {
+            while store.directory.space.stored() == 0 {
                 tokio::task::yield_now().await;
             }
         }
@@ -341,6 +341,57 @@ async fn room_is_given_back() {
     }
     assert_eq!(store.directory.space.reserved(), 0);
     put(&store, 2, 90_000).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_deleted_source_leaves_its_room_and_no_directory() {
+    let fixture = Fixture::new(GIB);
+    let store = fixture.open().await;
+    put(&store, 2, 5_000).await.unwrap();
+    drop(store);
+    // What is written while the start counts may be counted twice.
+    let store = fixture.open().await;
+    while store.directory.space.stored() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let before = store.directory.space.stored();
+    for digest in 1..=3 {
+        let (_, mut record, body) = entry(1, 20_000 * usize::from(digest));
+        let key = Key::from_parts("images", 1, [1; 32], [digest; 32]);
+        record.key_digest = *key.digest();
+        store.put(&key, &record, &[body]).await.unwrap();
+    }
+    assert!(store.directory.space.stored() > before + 120_000);
+    for removed in [3, 0] {
+        let source = key(1).source().clone();
+        assert_eq!(store.delete_source(&source).await.unwrap(), removed);
+        assert_eq!(store.directory.space.stored(), before);
+    }
+    assert!(!fixture.file_of(&key(1)).parent().unwrap().exists());
+    assert!(is_there(&store, 2).await);
+}
+
+#[tokio::test]
+async fn a_source_is_deleted_without_what_is_no_entry() {
+    let fixture = Fixture::new(GIB);
+    let outside = tempfile::tempdir().unwrap();
+    let store = fixture.open().await;
+    put(&store, 1, 100).await.unwrap();
+    let directory = fixture.file_of(&key(1)).parent().unwrap().to_owned();
+    let kept = outside.path().join("kept");
+    fs::write(&kept, "").unwrap();
+    symlink(&kept, directory.join("link")).unwrap();
+    fs::create_dir(directory.join("directory")).unwrap();
+    assert_eq!(store.delete_source(key(1).source()).await.unwrap(), 1);
+    assert!(!is_there(&store, 1).await);
+    assert!(kept.exists());
+    assert_eq!(fs::read_dir(&directory).unwrap().count(), 2);
+
+    // A link in the place of the directory is not followed.
+    fs::remove_dir_all(&directory).unwrap();
+    symlink(outside.path(), &directory).unwrap();
+    assert!(store.delete_source(key(1).source()).await.is_err());
+    assert!(kept.exists());
 }
 
 #[test]

@@ -9,7 +9,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, mkdirat, openat, renameat, statat, unlinkat};
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, mkdirat, openat, renameat, statat, unlinkat,
+};
 use rustix::io::Errno;
 
 use super::OpenError;
@@ -98,12 +100,34 @@ impl Tree {
         let removed = present(remove())?;
         if removed.is_some()
             && let Some((path, _)) = name.rsplit_once('/')
-            && let Ok((above, last)) = self.parent(path, false)
         {
-            // Most often other entries are in it.
-            let _ = unlinkat(&above, last, AtFlags::REMOVEDIR);
+            self.prune(path);
         }
         Ok(removed)
+    }
+
+    /// Removes the files of a directory, whose name ends with a slash, and the directory if nothing
+    /// is left in it. `each` is told the length of every file as it goes.
+    pub(super) fn remove_below(&self, prefix: &str, mut each: impl FnMut(u64)) -> io::Result<()> {
+        let Some((directory, _)) = present(self.parent(prefix, false))? else {
+            return Ok(());
+        };
+        for entry in Dir::read_from(&directory)? {
+            let entry = entry?;
+            let remove = || {
+                let stat = statat(&directory, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW)?;
+                if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+                    return Ok(None);
+                }
+                unlinkat(&directory, entry.file_name(), AtFlags::empty())?;
+                Ok(Some(u64::try_from(stat.st_size).unwrap_or(0)))
+            };
+            if let Some(length) = present(remove())?.flatten() {
+                each(length);
+            }
+        }
+        self.prune(prefix.trim_end_matches('/'));
+        Ok(())
     }
 
     /// Makes an empty file that has no name yet among the entries.
@@ -117,6 +141,14 @@ impl Tree {
             name: Some(name),
             tree: Arc::clone(self),
         })
+    }
+
+    /// Removes a directory if it is empty.
+    fn prune(&self, path: &str) {
+        if let Ok((above, last)) = self.parent(path, false) {
+            // Most often other entries are in it.
+            let _ = unlinkat(&above, last, AtFlags::REMOVEDIR);
+        }
     }
 
     /// The directory that a name is in, and its last part.

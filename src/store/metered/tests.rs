@@ -104,6 +104,10 @@ impl Store for Scripted {
         self.act().await.map(drop)
     }
 
+    async fn delete_source(&self, _: &Source) -> Result<u64, Error> {
+        self.act().await.map(u64::from)
+    }
+
     async fn check(&self) -> Result<(), Error> {
         self.act().await.map(drop)
     }
@@ -176,10 +180,15 @@ async fn each_class_of_operation_has_its_deadline() {
     let early = tokio::time::timeout(Duration::from_secs(29), write.as_mut());
     assert!(early.await.is_err());
     assert!(matches!(write.await, Err(Error::TimedOut)));
+    let mut write = std::pin::pin!(store.delete_source(key.source()));
+    let early = tokio::time::timeout(Duration::from_secs(29), write.as_mut());
+    assert!(early.await.is_err());
+    assert!(matches!(write.await, Err(Error::TimedOut)));
     let expected = [
         (Operation::Head, OpResult::TimedOut),
         (Operation::Get, OpResult::TimedOut),
         (Operation::Put, OpResult::TimedOut),
+        (Operation::DeleteSource, OpResult::TimedOut),
     ];
     assert_eq!(*told.operations.lock().unwrap(), expected);
 }
@@ -202,9 +211,10 @@ async fn it_opens_after_failures_in_a_row_and_then_refuses_at_once() {
     assert!(is_refused(store.begin(&key(), &record()).await));
     assert!(is_refused(store.replace_record(&key(), &record()).await));
     assert!(is_refused(store.delete(&key()).await));
+    assert!(is_refused(store.delete_source(key().source()).await));
     assert_eq!(inner.calls.load(Ordering::SeqCst), calls);
     let last = *told.operations.lock().unwrap().last().unwrap();
-    assert_eq!(last, (Operation::Delete, OpResult::Refused));
+    assert_eq!(last, (Operation::DeleteSource, OpResult::Refused));
     // A check wants the truth.
     assert!(!is_refused(store.check().await));
 }
@@ -218,8 +228,11 @@ async fn refusals_and_absence_are_no_failures() {
         assert!(store.get(&key()).await.unwrap().is_none());
     }
     assert!(told.states.lock().unwrap().is_empty());
-    let last = *told.operations.lock().unwrap().last().unwrap();
-    assert_eq!(last, (Operation::Get, OpResult::Absent));
+    assert_eq!(store.delete_source(key().source()).await.unwrap(), 0);
+    let operations = told.operations.lock().unwrap();
+    let last = operations.last_chunk().unwrap();
+    let absent = [Operation::Get, Operation::DeleteSource].map(|asked| (asked, OpResult::Absent));
+    assert_eq!(*last, absent);
 }
 
 #[tokio::test(start_paused = true)]

@@ -37,6 +37,15 @@ impl Attempt<'_> {
         }
     }
 
+    /// What it means that one of several objects was refused, which is told without a status.
+    pub(super) fn refused(self, code: &str, message: Option<&str>) -> Error {
+        let failure = self.failed(format!("{code}: {}", message.unwrap_or("no reason given")));
+        match code {
+            "AccessDenied" => Error::Denied(failure.into()),
+            _ => Error::Unavailable(failure.into()),
+        }
+    }
+
     /// The only place where an error of the SDK gets its meaning.
     pub(super) fn by_meaning<E>(self, error: SdkError<E, HttpResponse>) -> Error
     where
