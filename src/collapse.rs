@@ -12,6 +12,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::entry::Record;
+use crate::marks::Moment;
 use crate::policy::Key;
 
 /// A whole entry that is held in memory.
@@ -21,6 +22,8 @@ pub struct Held {
     pub record: Arc<Record>,
     /// Its body.
     pub chunks: Vec<Bytes>,
+    /// When it was asked for.
+    pub asked: Moment,
 }
 
 /// The table; clones share it. Its size is bounded by what the memory budget lets fills hold.
@@ -137,6 +140,7 @@ mod tests {
                 body: BodyProof::of(&[]),
             }),
             chunks: Vec::new(),
+            asked: Moment::default(),
         })
     }
 

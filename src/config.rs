@@ -106,6 +106,10 @@ pub struct Limits {
     pub budget: u32,
     /// Requests of our own to upstreams at a time.
     pub fetches: usize,
+    /// Sources that are marked as invalidated at a time.
+    pub invalidations: usize,
+    /// For how long a deletion that fails is tried again.
+    pub invalidation_time: Duration,
     /// Failures in a row that open the store's circuit breaker.
     pub breaker_failures: u32,
     /// How long it stays open before one request may try.
@@ -229,6 +233,13 @@ struct RawLimits {
     budget: Option<Bytes>,
     /// Requests of our own to the policies' upstreams at a time; there is no queue. Default 16.
     upstream_fetches: Option<usize>,
+    /// Paths that were invalidated by an unsafe method a short while ago and are remembered, so that
+    /// what was asked for before is not used any more. Beyond them everything older is hidden for
+    /// `invalidation_time`. Default 10000.
+    invalidations: Option<usize>,
+    /// For how long the deletion of what was invalidated is tried again while the store fails; so
+    /// long it is hidden. Default `10m`.
+    invalidation_time: Option<Seconds>,
     /// Failures in a row that open the store's circuit breaker. Default 5.
     breaker_failures: Option<u32>,
     /// How long it stays open before one request may try. Default `2s`.
@@ -441,6 +452,8 @@ impl RawLimits {
             held_bytes: Bytes::or(self.held_cap, 8 * MIB),
             budget: u32::try_from(budget).unwrap_or_default(),
             fetches: self.upstream_fetches.unwrap_or(16),
+            invalidations: self.invalidations.unwrap_or(10_000),
+            invalidation_time: Seconds::or(self.invalidation_time, Duration::from_secs(600)),
             breaker_failures: self.breaker_failures.unwrap_or(5),
             breaker_wait: Seconds::or(self.breaker_wait, Duration::from_secs(2)),
         };
@@ -449,6 +462,9 @@ impl RawLimits {
         }
         if limits.immediate_bytes > 4 * MIB {
             problem("immediate_cap", "is at most 4MiB".to_owned());
+        }
+        if limits.invalidations == 0 {
+            problem("invalidations", "is at least 1".to_owned());
         }
         if limits.breaker_failures == 0 {
             problem("breaker_failures", "is at least 1".to_owned());

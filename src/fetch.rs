@@ -126,6 +126,7 @@ impl Fetcher {
 
     async fn run(&self, refresh: Refresh) -> Fetched {
         let Refresh { fetch, session, .. } = refresh;
+        let mut copying = Copying::new(self.fills.metrics.clone(), self.fills.marks.now());
         let (head, body) = match self.ask(fetch).await {
             Ok(response) => read(response),
             Err(error) => {
@@ -133,7 +134,6 @@ impl Fetcher {
                 (failure(), None)
             }
         };
-        let mut copying = Copying::new(self.fills.metrics.clone());
         let Some(mut session) = self
             .handle(session, Event::Response(head), &mut copying)
             .await
@@ -206,7 +206,11 @@ impl Fetcher {
                     .step(&self.fills, crate::session::CopyStep::Finish(Bytes::new()))
                     .err(),
                 Effect::Freshen(freshened, _) => {
-                    self.fills.freshen(*freshened).await;
+                    self.fills.freshen(*freshened, copying.asked()).await;
+                    None
+                }
+                Effect::Forget(key, _) => {
+                    self.fills.forget(&key).await;
                     None
                 }
                 // There is nobody to reply to, and nothing to look up.
@@ -215,6 +219,7 @@ impl Fetcher {
                 | Effect::LookUp { .. }
                 | Effect::ClaimRefresh(_)
                 | Effect::Refresh(..)
+                | Effect::Invalidate(..)
                 | Effect::Fetch(_) => None,
             };
             match lost {
@@ -242,7 +247,11 @@ fn fetched(report: Report) -> Fetched {
             ..
         } => Fetched::Stored,
         Report::Stale => Fetched::Failed,
-        Report::Hit | Report::Bypass(_) | Report::Left | Report::Miss { .. } => Fetched::NotStored,
+        Report::Hit
+        | Report::Bypass(_)
+        | Report::Method { .. }
+        | Report::Left
+        | Report::Miss { .. } => Fetched::NotStored,
     }
 }
 

@@ -20,6 +20,8 @@ use crate::budget::{Budget, Reservation};
 use crate::clock::Stopwatch;
 use crate::collapse::{Held, InFlight, Pending};
 use crate::entry::{BodyChecksum, BodyProof, Record};
+use crate::marks::{Marks, Moment};
+use crate::policy::{Key, Storable};
 use crate::session::{AbortReason, CopyStep, FillPlan, Freshened, Signpost};
 use crate::store::{self, Store};
 use crate::telemetry::Metrics;
@@ -40,6 +42,8 @@ pub struct Fills {
     pub budget: Budget,
     /// Where whole fills are shown to lookups.
     pub in_flight: InFlight,
+    /// What was invalidated.
+    pub marks: Marks,
     /// Where their ends are counted.
     pub metrics: Metrics,
     /// Largest body that is held; larger ones go to the store while they pass.
@@ -53,7 +57,7 @@ pub struct Fills {
 /// One copy.
 #[derive(Debug)]
 pub struct Fill {
-    plan: Arc<FillPlan>,
+    plan: Arc<Plan>,
     copy: Copy,
     open: OpenGuard,
 }
@@ -62,18 +66,30 @@ pub struct Fill {
 #[derive(Debug)]
 pub struct Copying {
     metrics: Metrics,
+    asked: Moment,
     open: Option<(Fill, Stopwatch)>,
     commit: Option<JoinHandle<()>>,
 }
 
 impl Copying {
-    /// None yet.
-    pub fn new(metrics: Metrics) -> Self {
+    /// None yet, for a response that is asked for at this moment.
+    pub fn new(metrics: Metrics, asked: Moment) -> Self {
         Self {
             metrics,
+            asked,
             open: None,
             commit: None,
         }
+    }
+
+    /// The response is asked for at this moment.
+    pub fn asks(&mut self, moment: Moment) {
+        self.asked = moment;
+    }
+
+    /// When the response was asked for.
+    pub fn asked(&self) -> Moment {
+        self.asked
     }
 
     /// Begins it.
@@ -82,7 +98,7 @@ impl Copying {
     /// As [`Fills::begin`].
     pub fn begin(&mut self, fills: &Fills, plan: FillPlan) -> Result<(), AbortReason> {
         let fill = fills
-            .begin(plan)
+            .begin(plan, self.asked)
             .inspect_err(|&reason| self.metrics.aborted(reason))?;
         self.open = Some((fill, Stopwatch::start()));
         Ok(())
@@ -139,6 +155,16 @@ impl Drop for Copying {
     }
 }
 
+/// What is stored, and whether it still may be.
+#[derive(Debug)]
+struct Plan {
+    key: Key,
+    storable: Storable,
+    signpost: Option<Signpost>,
+    /// When the response was asked for.
+    asked: Moment,
+}
+
 /// Counts a fill as open until neither the fill nor a task that writes for it has it any more.
 type OpenGuard = Arc<GaugeGuard>;
 
@@ -170,16 +196,28 @@ enum Piece {
 }
 
 impl Fills {
-    /// Begins the copy of a response.
+    /// Begins the copy of a response that was asked for at this moment.
     ///
     /// # Errors
-    /// [`AbortReason::Budget`] when there is no room for it, [`AbortReason::RecordTooLarge`] when
+    /// [`AbortReason::Invalidated`] when that was too early, [`AbortReason::Budget`] when there is no room for it, [`AbortReason::RecordTooLarge`] when
     /// its headers are more than is kept.
-    pub fn begin(&self, plan: FillPlan) -> Result<Fill, AbortReason> {
+    pub fn begin(&self, plan: FillPlan, asked: Moment) -> Result<Fill, AbortReason> {
+        let FillPlan {
+            key,
+            storable,
+            signpost,
+        } = plan;
+        let plan = Plan {
+            key,
+            storable,
+            signpost,
+            asked,
+        };
         record(&plan, BodyProof::of(&[]))
             .encode()
             .map_err(|_| AbortReason::RecordTooLarge)?;
         let plan = Arc::new(plan);
+        self.is_valid(&plan)?;
         let open = Arc::new(self.metrics.open_fill());
         let copy = match plan.storable.content_length {
             Some(length) if length > self.held_bytes => self.pass_on(Arc::clone(&plan), &open),
@@ -245,6 +283,7 @@ impl Fills {
                     pending.show(Arc::new(Held {
                         record: Arc::new(signpost.record.clone()),
                         chunks: Vec::new(),
+                        asked: fill.plan.asked,
                     }));
                     pending
                 });
@@ -265,7 +304,7 @@ impl Fills {
         }
     }
 
-    async fn put(&self, plan: &FillPlan, copy: HeldCopy, pending: Pending) {
+    async fn put(&self, plan: &Plan, copy: HeldCopy, pending: Pending) {
         let HeldCopy {
             chunks,
             length,
@@ -286,7 +325,11 @@ impl Fills {
         let held = Arc::new(Held {
             record: Arc::new(record(plan, proof)),
             chunks,
+            asked: plan.asked,
         });
+        if let Err(reason) = self.is_valid(plan) {
+            return self.metrics.aborted(reason);
+        }
         pending.show(Arc::clone(&held));
         let result = self.store.put(&plan.key, &held.record, &held.chunks).await;
         self.ended(plan, length, result).await;
@@ -295,7 +338,7 @@ impl Fills {
 
     /// Starts the task that writes a large body while it passes. It ends without a commit when the
     /// queue is dropped before [`Piece::End`].
-    fn pass_on(&self, plan: Arc<FillPlan>, open: &OpenGuard) -> Copy {
+    fn pass_on(&self, plan: Arc<Plan>, open: &OpenGuard) -> Copy {
         let (sender, mut queue) = mpsc::channel(QUEUED_PIECES);
         let fills = self.clone();
         let open = Arc::clone(open);
@@ -319,9 +362,12 @@ impl Fills {
         }
     }
 
-    /// Gives an entry the record that the upstream has confirmed.
-    pub async fn freshen(&self, freshened: Freshened) {
+    /// Gives an entry the record that the upstream has confirmed when it was asked at this moment.
+    pub async fn freshen(&self, freshened: Freshened, asked: Moment) {
         let Freshened { key, record } = freshened;
+        if self.marks.hide_asked(key.source(), asked) {
+            return;
+        }
         if let Err(error) = self.store.replace_record(&key, &record).await {
             warn!(key = %key.object_name(), error = %store::Causes(&error), "entry was not freshened");
         }
@@ -329,7 +375,7 @@ impl Fills {
 
     async fn write(
         &self,
-        plan: &FillPlan,
+        plan: &Plan,
         queue: &mut mpsc::Receiver<Piece>,
     ) -> Result<(), store::Error> {
         let draft = record(plan, BodyProof::of(&[]));
@@ -361,8 +407,13 @@ impl Fills {
         Ok(())
     }
 
-    async fn ended(&self, plan: &FillPlan, length: u64, result: Result<(), store::Error>) {
+    async fn ended(&self, plan: &Plan, length: u64, result: Result<(), store::Error>) {
         match result {
+            // A mark that was set while it was written may have been too late for the deletion.
+            Ok(()) if self.is_valid(plan).is_err() => {
+                self.metrics.aborted(AbortReason::Invalidated);
+                return self.forget(&plan.key).await;
+            }
             Ok(()) => self.metrics.committed(length),
             Err(error) => {
                 self.metrics.aborted(AbortReason::Store);
@@ -378,6 +429,20 @@ impl Fills {
         }
     }
 
+    /// Removes an entry that may not be used any more.
+    pub async fn forget(&self, key: &Key) {
+        if let Err(error) = self.store.delete(key).await {
+            warn!(key = %key.object_name(), error = %store::Causes(&error), "entry was not removed");
+        }
+    }
+
+    fn is_valid(&self, plan: &Plan) -> Result<(), AbortReason> {
+        if self.marks.hide_asked(plan.key.source(), plan.asked) {
+            return Err(AbortReason::Invalidated);
+        }
+        Ok(())
+    }
+
     fn reserve(&self, bytes: u64) -> Result<Reservation, AbortReason> {
         self.budget
             .try_reserve(bytes)
@@ -390,7 +455,7 @@ fn send(queue: &mpsc::Sender<Piece>, piece: Piece) -> Result<(), AbortReason> {
     queue.try_send(piece).map_err(|_| AbortReason::Store)
 }
 
-fn record(plan: &FillPlan, body: BodyProof) -> Record {
+fn record(plan: &Plan, body: BodyProof) -> Record {
     let storable = &plan.storable;
     Record {
         variants: None,

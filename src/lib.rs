@@ -23,6 +23,7 @@ pub mod entry;
 pub mod extproc;
 pub mod fetch;
 pub mod fill;
+pub mod marks;
 pub mod policy;
 
 pub mod secret;

@@ -24,6 +24,7 @@ use crate::config::{Config, EnvoyLimits, Listen, StoreConfig};
 use crate::extproc::{self, Patience, Routes, Shared};
 use crate::fetch::Fetcher;
 use crate::fill::Fills;
+use crate::marks::{self, Marks};
 use crate::store::{
     self, BreakerState, LocalConfig, LocalStore, MemoryStore, Metered, Observe, OpResult,
     Operation, S3Config, S3Store, Store,
@@ -95,7 +96,14 @@ pub async fn run(config: Config) -> Result<(), Error> {
     ));
     let budget = Budget::new(limits.budget);
     let tasks = TaskTracker::new();
+    let bounds = marks::Bounds {
+        count: limits.invalidations,
+        patience: limits.invalidation_time,
+        fill: limits.fill_deadline + limits.write_timeout,
+    };
+    let marks = Marks::new(Arc::clone(&store), clock.clone(), tasks.clone(), bounds);
     let fills = Fills {
+        marks,
         store: Arc::clone(&store),
         budget: budget.clone(),
         in_flight: InFlight::default(),

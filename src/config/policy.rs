@@ -1,17 +1,20 @@
 //! One policy of the configuration.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use data_encoding::HEXLOWER_PERMISSIVE;
 use http::uri::Authority;
 use http::{HeaderName, HeaderValue, StatusCode};
+use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::value::{Problem, Seconds, SecretSource};
 use crate::policy::{
-    Authorization, Cookies, FreshnessRules, Generic, Heuristic, ImageFormat, Imgproxy, KeyPair,
-    Kind, MediaRange, Policy, Query, Signing, Statuses, StoreRules, Upstream, Validators, Verify,
+    Authorization, Clients, Cookies, FreshnessRules, Generic, Heuristic, ImageFormat, Imgproxy,
+    KeyPair, Kind, MediaRange, Policy, Query, Signing, Statuses, StoreRules, Upstream, Validators,
+    Verify,
 };
 use crate::transport::Endpoint;
 
@@ -36,9 +39,10 @@ pub(crate) struct RawPolicy {
     /// `bypass`: a request with `Authorization` is not looked up. `rfc9111`: its answer is stored
     /// where it says that it may be shared (RFC 9111 section 3.5). Default `bypass`.
     authorization: Option<RawAuthorization>,
-    /// Whether a request's `no-cache` (`Pragma` too), `no-store`, `max-age` and `min-fresh` are
-    /// obeyed: `ignore` or `obey`. Whoever can ask can then make the upstream work. Default
-    /// `ignore`.
+    /// Whether the directives of a request are obeyed (`no-cache`, `Pragma` too, `no-store`, `max-age`,
+    /// `min-fresh`, `max-stale`, `only-if-cached`): `ignore`, `obey`, or `{trusted: [NETWORK]}` for
+    /// peers of Envoy in these networks (`10.0.0.0/8`; Envoy must send the attribute
+    /// `source.address`). Whoever is obeyed can make the upstream work. Default `ignore`.
     client_cache_control: Option<RawClientControl>,
     /// Whose entity tags clients see. `content`: ours, made of the bytes; a miss has none.
     /// `upstream`: the upstream's. Default `content` for imgproxy, which sends one tag for all
@@ -47,6 +51,8 @@ pub(crate) struct RawPolicy {
     /// Fields that stand in the place of `Cache-Control` where a response has them, first wins
     /// (RFC 9213). Default `[CDN-Cache-Control]`.
     targeted_cache_control: Option<Vec<String>>,
+    /// A name of ours for `Via` (RFC 9110 section 7.6.3), such as `afterimage`. Default none: no `Via`.
+    via: Option<String>,
     /// Whether `Cache-Status` has a `detail` with the reason. Default false.
     cache_status_detail: bool,
     /// Where the routes' upstream is, for requests of our own: they refresh entries in the background
@@ -56,6 +62,10 @@ pub(crate) struct RawPolicy {
     key: RawKey,
     store: RawStoreRules,
     freshness: RawFreshness,
+    /// generic: whether a successful answer to POST, PUT, DELETE, PATCH or an unknown method
+    /// invalidates what is stored for its path, all queries included (RFC 9111 section 4.4). Default
+    /// true.
+    invalidate_on_unsafe: Option<bool>,
     /// imgproxy: what comes before the signature in the path that Envoy's clients send, such as
     /// `/thumbs`. Default none.
     path_prefix: Option<String>,
@@ -117,11 +127,17 @@ enum RawAuthorization {
     Rfc9111,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
 enum RawClientControl {
-    Ignore,
-    Obey,
+    Word(String),
+    Trusted(RawTrusted),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawTrusted {
+    trusted: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -291,7 +307,8 @@ impl RawPolicy {
             Some(RawAuthorization::Rfc9111) => Authorization::Rfc9111,
         };
         let upstream = self.upstream.as_ref().map(|raw| raw.validate(&mut check));
-        let obeys_clients = self.client_cache_control == Some(RawClientControl::Obey);
+        let clients = check.clients(self.client_cache_control.as_ref());
+        let via = self.via.as_deref().and_then(|name| check.via(name));
         let validators = self.validators;
         let shows_detail = self.cache_status_detail;
         let key_host = self.key.host;
@@ -326,7 +343,8 @@ impl RawPolicy {
                 RawCookies::Ignore => Cookies::Ignore,
             }),
             authorization,
-            obeys_clients,
+            clients,
+            via,
             targeted,
             validators: validators.map_or(default_validators, |validators| match validators {
                 RawValidators::Content => Validators::Content,
@@ -349,6 +367,12 @@ impl RawPolicy {
         }
         if !self.key.headers.is_empty() {
             check.problem("key.headers", "is for `kind: generic`");
+        }
+        if self.invalidate_on_unsafe.is_some() {
+            check.problem(
+                "invalidate_on_unsafe",
+                "is for `kind: generic`; imgproxy's methods change nothing",
+            );
         }
         let path_prefix = self.path_prefix.unwrap_or_default();
         if !path_prefix.is_empty() && (!path_prefix.starts_with('/') || path_prefix.ends_with('/'))
@@ -434,6 +458,7 @@ impl RawPolicy {
             },
         };
         Some(Generic {
+            invalidates: self.invalidate_on_unsafe.unwrap_or(true),
             query,
             headers: check.header_names("key.headers", &self.key.headers),
         })
@@ -614,6 +639,50 @@ impl Check<'_> {
         if !is_valid {
             self.problem(field, "a name has 1 to 63 of `a-z`, `0-9` and `-`");
         }
+    }
+
+    fn clients(&mut self, raw: Option<&RawClientControl>) -> Clients {
+        match raw {
+            None => Clients::Ignored,
+            Some(RawClientControl::Word(word)) => match word.as_str() {
+                "ignore" => Clients::Ignored,
+                "obey" => Clients::Obeyed,
+                _ => {
+                    self.problem(
+                        "client_cache_control",
+                        "is `ignore`, `obey` or `{trusted: [NETWORK]}`",
+                    );
+                    Clients::Ignored
+                }
+            },
+            Some(RawClientControl::Trusted(raw)) => {
+                let mut networks = Vec::new();
+                for text in &raw.trusted {
+                    let one = || text.parse::<IpAddr>().ok().map(IpNet::from);
+                    match text.parse().ok().or_else(one) {
+                        Some(network) => networks.push(network),
+                        None => self.problem(
+                            "client_cache_control.trusted",
+                            &format!("`{text}` is no network such as `10.0.0.0/8`, and no address"),
+                        ),
+                    }
+                }
+                Clients::Trusted(networks)
+            }
+        }
+    }
+
+    /// The version is the one that we are asked in through Envoy, whatever the client speaks.
+    fn via(&mut self, name: &str) -> Option<HeaderValue> {
+        let is_token = !name.is_empty()
+            && name
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte));
+        if !is_token {
+            self.problem("via", "is a name without spaces, such as `afterimage`");
+            return None;
+        }
+        HeaderValue::try_from(format!("1.1 {name}")).ok()
     }
 
     fn header_names(&mut self, field: &str, names: &[String]) -> Vec<HeaderName> {

@@ -14,11 +14,11 @@ use super::wire::{self, Message, Phase, ProcessingRequest, ProcessingResponse, R
 use crate::collapse::Claim;
 use crate::fetch::Fetching;
 use crate::fill::Copying;
-use crate::policy::{BypassReason, RequestHead};
+use crate::policy::{BypassReason, Key, RequestHead};
 use crate::session::{
     AbortReason, CopyStep, Effect, Event, Fetched, Hit, HitBody, Reply, Report, Session,
 };
-use crate::store::{self, BodyStream};
+use crate::store::BodyStream;
 
 /// One gRPC stream. Dropping it is how Envoy, or the client behind it, leaves.
 pub(super) struct Conversation {
@@ -59,7 +59,7 @@ impl Conversation {
         policy: Option<String>,
     ) -> Self {
         Self {
-            copying: Copying::new(shared.metrics.clone()),
+            copying: Copying::new(shared.metrics.clone(), shared.fills.marks.now()),
             log: Log::new(Arc::clone(&shared)),
             shared,
             inbound,
@@ -76,8 +76,12 @@ impl Conversation {
             if let Some(Err(error)) = &piece {
                 self.shared.metrics.broken_hit();
                 warn!(error = error.message(), "streamed hit was broken off");
-                if error.code() == Code::DataLoss {
-                    self.forget_entry();
+                // Nothing would replace the entry as long as it is fresh, and every hit would be
+                // broken off.
+                if error.code() == Code::DataLoss
+                    && let Some(key) = self.log.key.clone()
+                {
+                    self.forget(key);
                 }
             }
             if !matches!(piece, Some(Ok(_))) {
@@ -267,10 +271,17 @@ impl Conversation {
                 }
                 Effect::Freshen(freshened, reply) => {
                     let fills = self.shared.fills.clone();
-                    self.shared
-                        .fills
-                        .tasks
-                        .spawn(async move { fills.freshen(*freshened).await });
+                    let asked = self.copying.asked();
+                    let freshen = async move { fills.freshen(*freshened, asked).await };
+                    self.shared.fills.tasks.spawn(freshen);
+                    return self.reply(reply, session, body, phase);
+                }
+                Effect::Forget(key, reply) => {
+                    self.forget(key);
+                    return self.reply(reply, session, body, phase);
+                }
+                Effect::Invalidate(sources, reply) => {
+                    self.shared.fills.marks.set(sources);
                     return self.reply(reply, session, body, phase);
                 }
                 Effect::Reply(reply) => return self.reply(reply, session, body, phase),
@@ -299,6 +310,7 @@ impl Conversation {
         let answer = match reply {
             Reply::Bypass => self.with_outcome(wire::bypass(), report),
             Reply::Forward(changes) => {
+                self.copying.asks(self.shared.fills.marks.now());
                 if body.is_some() {
                     // The stored body is not going to be read.
                     self.log.room = None;
@@ -363,18 +375,13 @@ impl Conversation {
         wire::streamed_head(&hit, length, false)
     }
 
-    /// Removes an entry whose body is not the one that was stored: nothing would replace it as long
-    /// as it is fresh, and every hit would be broken off.
-    fn forget_entry(&self) {
-        let Some(key) = self.log.key.clone() else {
-            return;
-        };
-        let store = Arc::clone(&self.shared.store);
-        self.shared.fills.tasks.spawn(async move {
-            if let Err(error) = store.delete(&key).await {
-                warn!(key = %key.object_name(), error = %store::Causes(&error), "corrupt entry was not removed");
-            }
-        });
+    /// Removes an entry in the background.
+    fn forget(&self, key: Key) {
+        let fills = self.shared.fills.clone();
+        self.shared
+            .fills
+            .tasks
+            .spawn(async move { fills.forget(&key).await });
     }
 
     /// Leaves this request to Envoy.

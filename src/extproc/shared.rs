@@ -10,6 +10,7 @@ use super::service::Routes;
 use crate::budget::{Budget, Reservation};
 use crate::clock::{Clock, Stopwatch};
 use crate::collapse::Refreshes;
+use crate::entry::Record;
 use crate::fetch::Fetcher;
 use crate::fill::Fills;
 use crate::policy::{Key, LookupMethod, MissReason};
@@ -141,16 +142,28 @@ impl Shared {
             })
         };
         let nothing = || Source::Fetched(Fetched::nothing(MissReason::Absent));
-        if let Some(held) = self.fills.in_flight.get(key).await {
+        if let Some(held) = self.fills.in_flight.get(key).await
+            && !self.fills.marks.hide_asked(key.source(), held.asked)
+        {
             let body = StoredBody::Held(held.chunks.clone());
             return Ok(found(Arc::clone(&held.record), body));
         }
+        // What is read may be deleted meanwhile, so it is asked twice.
+        let marks = &self.fills.marks;
+        let before = marks.horizon(key.source());
+        let is_hidden = |record: &Record| {
+            let horizon = before.max(marks.horizon(key.source()));
+            horizon.is_some_and(|horizon| record.response_time <= horizon)
+        };
+        let invalidated = || Source::Fetched(Fetched::nothing(MissReason::Invalidated));
         Ok(match method {
             LookupMethod::Head => match self.store.head(key).await? {
+                Some(record) if is_hidden(&record) => invalidated(),
                 Some(record) => found(Arc::new(record), StoredBody::NotNeeded),
                 None => nothing(),
             },
             LookupMethod::Get => match self.store.get(key).await? {
+                Some(found) if is_hidden(&found.record) => invalidated(),
                 Some(found) => Source::Store(found),
                 None => nothing(),
             },

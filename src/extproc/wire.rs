@@ -1,5 +1,6 @@
 //! Envoy's messages to HTTP and back; pure conversions.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -70,7 +71,8 @@ pub(super) fn read(message: ProcessingRequest) -> Option<Message> {
     let attributes = attributes.remove(FILTER).unwrap_or_default();
     Some(match message.request? {
         Request::RequestHeaders(headers) => {
-            Message::Request(request_head(headers), route_attributes(attributes))
+            let peer = text(&attributes, "source.address").and_then(address);
+            Message::Request(request_head(headers, peer), route_attributes(attributes))
         }
         Request::ResponseHeaders(headers) => Message::Response(response_head(headers, &attributes)),
         Request::ResponseBody(body) => Message::ResponseBody {
@@ -151,11 +153,20 @@ pub(super) fn wait(time: Duration) -> ProcessingResponse {
 /// Sends the response on, changed; its body is shown if `wants_body`.
 pub(super) fn respond(passed: &Passed, wants_body: bool) -> ProcessingResponse {
     let mutation = pb::HeaderMutation {
-        set_headers: vec![header_option(
-            "cache-status",
-            passed.status.as_bytes().to_vec(),
-            HeaderAppendAction::AppendIfExistsOrAdd,
-        )],
+        set_headers: [
+            ("cache-status", Some(&passed.status)),
+            ("via", passed.via.as_ref()),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value?)))
+        .map(|(name, value)| {
+            header_option(
+                name,
+                value.as_bytes().to_vec(),
+                HeaderAppendAction::AppendIfExistsOrAdd,
+            )
+        })
+        .collect(),
         remove_headers: passed
             .loses_etag
             .then(|| "etag".to_owned())
@@ -359,7 +370,7 @@ struct Pseudo {
 }
 
 /// `None` without a method: never taken for a GET.
-fn request_head(headers: pb::HttpHeaders) -> Option<RequestHead> {
+fn request_head(headers: pb::HttpHeaders, peer: Option<IpAddr>) -> Option<RequestHead> {
     let has_body = !headers.end_of_stream;
     let (pseudo, headers) = fields(headers);
     Some(RequestHead {
@@ -368,7 +379,14 @@ fn request_head(headers: pb::HttpHeaders) -> Option<RequestHead> {
         path: pseudo.path,
         headers,
         has_body,
+        peer,
     })
+}
+
+/// Envoy writes addresses with their ports.
+fn address(text: &str) -> Option<IpAddr> {
+    let socket: SocketAddr = text.parse().ok()?;
+    Some(socket.ip())
 }
 
 fn response_head(headers: pb::HttpHeaders, attributes: &Struct) -> Option<ResponseHead> {
@@ -427,15 +445,18 @@ mod tests {
 
     #[test]
     fn a_request_without_a_method_is_no_request() {
-        assert!(request_head(head(&[(":path", b"/a")], true)).is_none());
+        assert!(request_head(head(&[(":path", b"/a")], true), None).is_none());
     }
 
     #[test]
     fn values_that_are_not_utf_8_pass_unchanged() {
-        let head = request_head(head(
-            &[(":method", b"GET"), (":path", b"/\xff"), ("x", b"\xe4")],
-            true,
-        ))
+        let head = request_head(
+            head(
+                &[(":method", b"GET"), (":path", b"/\xff"), ("x", b"\xe4")],
+                true,
+            ),
+            None,
+        )
         .unwrap();
         assert_eq!(head.path.as_ref(), b"/\xff");
         assert_eq!(head.headers["x"].as_bytes(), b"\xe4");

@@ -185,6 +185,27 @@ pub struct RequestControl {
 }
 
 impl RequestControl {
+    /// Whether the client takes a response of this age that stays fresh for `ttl`, both in seconds.
+    pub fn takes_fresh(&self, age: u64, ttl: u64) -> bool {
+        !self.no_cache
+            && self.max_age.is_none_or(|max_age| age <= max_age)
+            && self.min_fresh.is_none_or(|min_fresh| ttl >= min_fresh)
+    }
+
+    /// Whether the client takes a response of this age that is stale since so many seconds.
+    pub fn takes_stale(&self, age: u64, staleness: u64) -> bool {
+        let Some(max_stale) = self.max_stale else {
+            return false;
+        };
+        let max_age = self
+            .max_age
+            .map(|max_age| max_age.saturating_add(max_stale));
+        !self.no_cache
+            && staleness <= max_stale
+            && max_age.is_none_or(|max_age| age <= max_age)
+            && self.min_fresh.is_none()
+    }
+
     /// Reads the directives of a request.
     pub fn of(headers: &HeaderMap) -> Self {
         let mut control = Self::default();

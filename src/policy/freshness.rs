@@ -28,6 +28,8 @@ pub enum Freshness {
         while_revalidate: bool,
         /// Whether it may be served in place of an error (section 4).
         if_error: bool,
+        /// Whether it may be served to a client that takes it (RFC 9111 section 4.2.4).
+        if_taken: bool,
     },
 }
 
@@ -63,6 +65,9 @@ impl Policy {
             staleness,
             while_revalidate: staleness < terms.stale_while_revalidate,
             if_error: staleness < terms.stale_if_error,
+            if_taken: !CacheControl::directed_at_us(&record.headers, &self.targeted)
+                .control
+                .forbids_stale(),
         }
     }
 

@@ -41,7 +41,7 @@ impl Generic {
         }
         let host = request.key_host();
         Ok(Keyed {
-            source: source_hash(&host, path),
+            source: source(&host, path),
             digest: self.digest(&host, path, query, &request.headers),
             expires: None,
             forward: Forward {
@@ -117,7 +117,8 @@ impl Generic {
     }
 }
 
-fn source_hash(host: &[u8], path: &[u8]) -> [u8; 32] {
+/// What all queries of one path have in common.
+pub(super) fn source(host: &[u8], path: &[u8]) -> [u8; 32] {
     let mut hasher = KeyHasher::new("afterimage generic source 1");
     hasher.field(host);
     hasher.field(path);

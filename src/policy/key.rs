@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
+use http::header::VIA;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use sha2::{Digest as _, Sha256};
 
@@ -23,6 +24,9 @@ impl Policy {
     /// gives both the same answer, provided that requests which lead are changed as
     /// [`Lookup::forward`] says.
     pub fn decide(&self, request: &RequestHead, now: Timestamp) -> Decision {
+        if self.watches(&request.method) && !request.is_upgrade() {
+            return Decision::Watch;
+        }
         match self.lookup(request, now) {
             Ok(lookup) => Decision::Lookup(Box::new(lookup)),
             Err(reason) => Decision::Bypass(reason),
@@ -60,7 +64,7 @@ impl Policy {
             forward: keyed.forward,
             conditions: Conditions::of(&request.headers, method == LookupMethod::Get),
             is_authorized: request.headers.contains_key(header::AUTHORIZATION),
-            control: if self.obeys_clients {
+            control: if self.clients.are_obeyed(request.peer) {
                 RequestControl::of(&request.headers)
             } else {
                 RequestControl::default()
@@ -80,9 +84,9 @@ pub struct Key {
 /// prefix of their object names.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Source {
-    namespace: Arc<str>,
-    epoch: u32,
-    digest: [u8; 32],
+    pub(super) namespace: Arc<str>,
+    pub(super) epoch: u32,
+    pub(super) digest: [u8; 32],
 }
 
 impl Key {
@@ -158,6 +162,8 @@ impl fmt::Debug for Source {
 pub enum Decision {
     /// Not looked up, not stored.
     Bypass(BypassReason),
+    /// Not looked up, and its answer may invalidate what is stored.
+    Watch,
     /// Looked up; on a miss it may lead a fill.
     Lookup(Box<Lookup>),
 }
@@ -200,6 +206,25 @@ pub struct Forward {
     pub remove: Vec<HeaderName>,
     /// The path with its query in place of the request's, where part of the query is not in the key.
     pub path: Option<Bytes>,
+}
+
+impl Forward {
+    /// Adds to `Via` of a request with these fields what the policy says about us.
+    pub fn with_via(mut self, policy: &Policy, request: &HeaderMap) -> Self {
+        let Some(via) = &policy.via else {
+            return self;
+        };
+        let lines = request.get_all(VIA).iter().chain([via]);
+        let value = lines
+            .map(HeaderValue::as_bytes)
+            .collect::<Vec<_>>()
+            .join(&b", "[..]);
+        if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(value)) {
+            self.remove.retain(|name| name != VIA);
+            self.set.push((VIA, value));
+        }
+        self
+    }
 }
 
 /// Why a request is not looked up.

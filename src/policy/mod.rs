@@ -9,6 +9,7 @@ mod freshness;
 mod generic;
 mod image;
 mod imgproxy;
+mod invalidate;
 mod key;
 mod outcome;
 mod request;
@@ -21,10 +22,12 @@ mod upstream;
 mod validators;
 mod vary;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderName, StatusCode};
+use http::{HeaderName, HeaderValue, StatusCode};
+use ipnet::IpNet;
 
 pub use self::cache_control::{CacheControl, RequestControl};
 pub use self::freshness::Freshness;
@@ -33,8 +36,8 @@ pub use self::imgproxy::{ImageFormat, Imgproxy, KeyPair, Signing};
 pub use self::key::{BypassReason, Decision, Forward, Key, Lookup, LookupMethod, Source};
 pub use self::outcome::{CacheStatus, MissReason, Outcome};
 pub use self::request::RequestHead;
-pub use self::revalidate::Answered;
-pub use self::serve::{Served, ServedBody};
+pub use self::revalidate::{Answered, Checked};
+pub use self::serve::{CACHE_STATUS, Served, ServedBody};
 pub use self::storable::{Content, NotStorable, Provenance, ResponseHead, Storable};
 pub use self::upstream::{Fetch, Upstream};
 pub use self::validators::{Conditions, Selected, Validators, forwarded_validators};
@@ -58,13 +61,15 @@ pub struct Policy {
     pub cookies: Cookies,
     /// What to do with a request that has `Authorization`.
     pub authorization: Authorization,
-    /// Whether `Cache-Control` and `Pragma` of a request are obeyed.
-    pub obeys_clients: bool,
+    /// Whose `Cache-Control` and `Pragma` in requests are obeyed.
+    pub clients: Clients,
     /// Fields that stand in the place of `Cache-Control` where they are given, first wins
     /// (RFC 9213).
     pub targeted: Vec<HeaderName>,
     /// Whose entity tags clients see.
     pub validators: Validators,
+    /// What `Via` says about us (RFC 9110 section 7.6.3), such as `1.1 afterimage`; `None`: nothing.
+    pub via: Option<HeaderValue>,
     /// Whether `Cache-Status` says why, in our own words.
     pub shows_detail: bool,
     /// Whom this cache asks by itself; `None`: nobody.
@@ -91,6 +96,9 @@ pub struct Generic {
     pub query: Query,
     /// Request headers in the key, by name; an absent header and an empty one differ.
     pub headers: Vec<HeaderName>,
+    /// Whether a successful answer to a method that is not safe invalidates what is stored
+    /// (RFC 9111 section 4.4).
+    pub invalidates: bool,
 }
 
 /// Which part of the query is in the key of a generic policy.
@@ -121,6 +129,31 @@ pub enum Authorization {
     Bypass,
     /// RFC 9111 section 3.5: the answer is stored where it says that it may be shared.
     Rfc9111,
+}
+
+/// Whose cache directives in requests are obeyed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Clients {
+    /// Nobody's.
+    Ignored,
+    /// Everybody's.
+    Obeyed,
+    /// Those of peers in these networks.
+    Trusted(Vec<IpNet>),
+}
+
+impl Clients {
+    fn are_obeyed(&self, peer: Option<IpAddr>) -> bool {
+        match self {
+            Self::Ignored => false,
+            Self::Obeyed => true,
+            Self::Trusted(networks) => {
+                // An IPv4 client of an IPv6 socket is the same client.
+                let peer = peer.map(|peer| peer.to_canonical());
+                peer.is_some_and(|peer| networks.iter().any(|network| network.contains(&peer)))
+            }
+        }
+    }
 }
 
 /// Which responses are stored.

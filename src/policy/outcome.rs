@@ -16,6 +16,8 @@ pub enum Outcome {
     Revalidated,
     /// Sent on, because there was no usable entry.
     Miss,
+    /// A method that may change things, watched for what it invalidates.
+    Method,
     /// Not looked up.
     Bypass,
 }
@@ -28,6 +30,7 @@ impl Outcome {
             Self::Stale => "stale",
             Self::Revalidated => "revalidated",
             Self::Miss => "miss",
+            Self::Method => "method",
             Self::Bypass => "bypass",
         }
     }
@@ -54,8 +57,12 @@ pub enum MissReason {
     Budget,
     /// Too large to be served by this configuration.
     TooLarge,
+    /// What is stored was invalidated.
+    Invalidated,
     /// The client asked for another one (its `Cache-Control`), and the policy obeys clients.
     Client,
+    /// The client wants nothing that is not stored (`only-if-cached`), and the policy obeys clients.
+    OnlyIfCached,
 }
 
 impl MissReason {
@@ -71,7 +78,9 @@ impl MissReason {
             Self::StoreDenied => "store_denied",
             Self::Budget => "budget",
             Self::TooLarge => "too_large",
+            Self::Invalidated => "invalidated",
             Self::Client => "client",
+            Self::OnlyIfCached => "only_if_cached",
         }
     }
 }
@@ -89,6 +98,10 @@ pub enum CacheStatus {
         /// Seconds since it was fresh last.
         staleness: u64,
     },
+    /// Answered without a stored response, and not sent on.
+    Refused,
+    /// Sent on because of its method.
+    Method,
     /// Sent on, nothing usable was there.
     Miss {
         /// Whether a fill has begun.
@@ -133,6 +146,8 @@ impl fmt::Display for CacheStatus {
             Self::Hit { ttl } => write!(f, "afterimage; hit; ttl={ttl}"),
             Self::StaleHit { staleness: 0 } => write!(f, "afterimage; hit; ttl=0"),
             Self::StaleHit { staleness } => write!(f, "afterimage; hit; ttl=-{staleness}"),
+            Self::Refused => write!(f, "afterimage"),
+            Self::Method => write!(f, "afterimage; fwd=method"),
             Self::Miss { stored: s } => write!(f, "afterimage; fwd=miss{}", stored(s)),
             Self::VaryMiss { stored: s } => write!(f, "afterimage; fwd=vary-miss{}", stored(s)),
             Self::Request { status, stored: s } => {

@@ -1,6 +1,7 @@
 //! The part of a request that decisions are made from.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method, header};
@@ -20,6 +21,8 @@ pub struct RequestHead {
     pub headers: HeaderMap,
     /// Whether a body follows the head.
     pub has_body: bool,
+    /// Who is at the other end of the proxy's connection; `None` when it does not say.
+    pub peer: Option<IpAddr>,
 }
 
 impl RequestHead {
@@ -29,7 +32,7 @@ impl RequestHead {
     ///
     /// The first that applies of `Upgrade`, `Method`, `RequestBody`, `Authorization`, `Cookie`.
     pub(super) fn lookup_method(&self, policy: &Policy) -> Result<LookupMethod, BypassReason> {
-        if self.method == Method::CONNECT || self.headers.contains_key(header::UPGRADE) {
+        if self.is_upgrade() {
             return Err(BypassReason::Upgrade);
         }
         let method = match self.method {
@@ -49,6 +52,11 @@ impl RequestHead {
             return Err(BypassReason::Cookie);
         }
         Ok(method)
+    }
+
+    /// Whether it asks for another protocol.
+    pub(super) fn is_upgrade(&self) -> bool {
+        self.method == Method::CONNECT || self.headers.contains_key(header::UPGRADE)
     }
 
     /// The authority as it stands in keys: lower case, with its port if it has one

@@ -2,6 +2,7 @@
 
 use http::header::{
     AGE, CACHE_CONTROL, CONTENT_LOCATION, CONTENT_RANGE, DATE, ETAG, EXPIRES, LAST_MODIFIED, VARY,
+    VIA,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
@@ -11,7 +12,8 @@ use super::{Lookup, LookupMethod, Policy};
 use crate::clock::Timestamp;
 use crate::entry::Record;
 
-const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+/// `Cache-Status` (RFC 9211).
+pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
 /// What a 304 repeats of a stored response (RFC 9110 section 15.4.5). `Last-Modified` is added where
 /// there is no entity tag.
@@ -127,6 +129,9 @@ impl Policy {
         headers.insert(AGE, HeaderValue::from(age));
         // Members of caches between the upstream and us come before ours (RFC 9211 section 2).
         headers.append(CACHE_STATUS, status.clone());
+        if let Some(via) = &self.via {
+            headers.append(VIA, via.clone());
+        }
     }
 }
 
@@ -147,7 +152,7 @@ fn not_modified(headers: &HeaderMap) -> HeaderMap {
 
 /// The fields that say where an answer without content comes from.
 fn of_ours(headers: &HeaderMap) -> HeaderMap {
-    [AGE, CACHE_STATUS]
+    [AGE, CACHE_STATUS, VIA]
         .into_iter()
         .flat_map(|name| {
             let values = headers.get_all(&name).iter().cloned();

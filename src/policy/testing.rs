@@ -6,9 +6,9 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 
 use super::{
-    Authorization, BypassReason, Cookies, Decision, FreshnessRules, Generic, Imgproxy, Kind,
-    Lookup, MediaRange, Policy, Query, RequestHead, Signing, Statuses, StoreRules, Validators,
-    Verify,
+    Authorization, BypassReason, Clients, Cookies, Decision, FreshnessRules, Generic, Imgproxy,
+    Kind, Lookup, MediaRange, Policy, Query, RequestHead, Signing, Statuses, StoreRules,
+    Validators, Verify,
 };
 use crate::clock::Timestamp;
 
@@ -33,6 +33,7 @@ pub(crate) fn generic() -> Generic {
     Generic {
         query: Query::All,
         headers: Vec::new(),
+        invalidates: false,
     }
 }
 
@@ -45,9 +46,10 @@ pub(crate) fn policy(kind: Kind) -> Policy {
         kind,
         cookies: Cookies::Ignore,
         authorization: Authorization::Bypass,
-        obeys_clients: false,
+        clients: Clients::Ignored,
         targeted: vec![HeaderName::from_static("cdn-cache-control")],
         validators: Validators::Upstream,
+        via: None,
         shows_detail: false,
         upstream: None,
         store: StoreRules {
@@ -87,20 +89,21 @@ pub(crate) fn get(path: impl AsRef<[u8]>, headers: &[(&str, &str)]) -> RequestHe
             })
             .collect(),
         has_body: false,
+        peer: None,
     }
 }
 
 pub(crate) fn lookup(policy: &Policy, request: &RequestHead) -> Lookup {
     match policy.decide(request, NOW) {
         Decision::Lookup(lookup) => *lookup,
-        Decision::Bypass(reason) => panic!("{reason:?} for {request:?}"),
+        other => panic!("{other:?} for {request:?}"),
     }
 }
 
 pub(crate) fn bypass(policy: &Policy, request: &RequestHead) -> BypassReason {
     match policy.decide(request, NOW) {
         Decision::Bypass(reason) => reason,
-        Decision::Lookup(lookup) => panic!("{:?} for {request:?}", lookup.key),
+        other => panic!("{other:?} for {request:?}"),
     }
 }
 

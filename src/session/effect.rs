@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use super::Session;
 use super::event::AbortReason;
 use crate::entry::{BodyProof, Record};
-use crate::policy::{Fetch, Forward, Key, LookupMethod, Storable};
+use crate::policy::{Fetch, Forward, Key, LookupMethod, Source, Storable};
 
 /// What the shell does next. Every message of the proxy is answered by exactly one [`Reply`].
 #[derive(Debug)]
@@ -38,6 +38,11 @@ pub enum Effect {
     Finish(Reply),
     /// Give a stored response its new record in the background, and answer the message.
     Freshen(Box<Freshened>, Reply),
+    /// Remove this entry in the background, and answer the message.
+    Forget(Key, Reply),
+    /// From now on use nothing of these sources that was stored or asked for before, and answer the
+    /// message.
+    Invalidate(Vec<Source>, Reply),
     /// Nothing: the event was not a message.
     Nothing,
 }
@@ -66,6 +71,8 @@ pub struct Passed {
     pub status: HeaderValue,
     /// Whether its entity tag is taken out: hits will have one of their own.
     pub loses_etag: bool,
+    /// Added to `Via`.
+    pub via: Option<HeaderValue>,
 }
 
 /// A complete answer out of the store.

@@ -113,6 +113,8 @@ pub enum AbortReason {
     Store,
     /// The record was too large to be kept.
     RecordTooLarge,
+    /// What it is for was invalidated meanwhile.
+    Invalidated,
 }
 
 impl AbortReason {
@@ -127,6 +129,7 @@ impl AbortReason {
             Self::Deadline => "deadline",
             Self::Store => "store",
             Self::RecordTooLarge => "record_too_large",
+            Self::Invalidated => "invalidated",
         }
     }
 }

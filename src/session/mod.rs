@@ -41,7 +41,7 @@ pub use self::effect::{
 };
 pub use self::event::{AbortReason, Answer, Event, Fetched};
 use self::state::{
-    Beginning, Claiming, Done, Draining, Fetching, Filling, Forwarded, LookingUp, Start,
+    Beginning, Claiming, Done, Draining, Fetching, Filling, Forwarded, LookingUp, Start, Watching,
 };
 pub use self::state::{Copied, Step};
 use crate::clock::Timestamp;
@@ -52,6 +52,8 @@ use crate::policy::{BypassReason, MissReason, Outcome, Policy};
 pub enum Session {
     /// No message yet.
     Start(Start),
+    /// The request was sent on because of its method; its answer may invalidate something.
+    Watching(Watching),
     /// The store was asked.
     LookingUp(LookingUp),
     /// The entry is stale, and another request may be refreshing it.
@@ -99,6 +101,11 @@ pub enum Report {
         /// What became of the copy.
         copy: Copied,
     },
+    /// Sent on because of its method.
+    Method {
+        /// Whether its answer invalidated something.
+        invalidates: bool,
+    },
     /// The client left before there was an answer.
     Left,
 }
@@ -111,6 +118,7 @@ impl Report {
             Self::Hit => Outcome::Hit,
             Self::Stale => Outcome::Stale,
             Self::Revalidated => Outcome::Revalidated,
+            Self::Method { .. } => Outcome::Method,
             Self::Miss { .. } | Self::Left => Outcome::Miss,
         }
     }
@@ -118,7 +126,12 @@ impl Report {
     /// What became of the copy, in one word; empty where there could be none.
     pub fn copy(self) -> &'static str {
         match self {
-            Self::Bypass(_) | Self::Hit | Self::Stale | Self::Revalidated | Self::Left => "",
+            Self::Bypass(_)
+            | Self::Hit
+            | Self::Stale
+            | Self::Revalidated
+            | Self::Method { .. }
+            | Self::Left => "",
             Self::Miss { copy, .. } => match copy {
                 Copied::NotWanted => "",
                 Copied::Refused(refusal) => refusal.as_str(),
@@ -132,7 +145,12 @@ impl Report {
     pub fn lose_copy(&mut self, reason: AbortReason) {
         match self {
             Self::Miss { copy, .. } => *copy = Copied::Aborted(reason),
-            Self::Bypass(_) | Self::Hit | Self::Stale | Self::Revalidated | Self::Left => {}
+            Self::Bypass(_)
+            | Self::Hit
+            | Self::Stale
+            | Self::Revalidated
+            | Self::Method { .. }
+            | Self::Left => {}
         }
     }
 
@@ -140,7 +158,8 @@ impl Report {
     pub fn reason(self) -> &'static str {
         match self {
             Self::Bypass(reason) => reason.as_str(),
-            Self::Hit | Self::Stale | Self::Revalidated => "",
+            Self::Hit | Self::Stale | Self::Revalidated | Self::Method { invalidates: false } => "",
+            Self::Method { invalidates: true } => "invalidates",
             Self::Miss { reason, .. } => reason.as_str(),
             Self::Left => "client_left",
         }
@@ -168,6 +187,7 @@ impl Session {
         };
         match (self, event) {
             (Self::Start(state), Event::Request(head)) => Ok(state.request(head, now)),
+            (Self::Watching(state), Event::Response(head)) => Ok(state.response(&head)),
             (Self::LookingUp(state), Event::Answer(answer)) => Ok(state.answer(answer, now)),
             (Self::Claiming(state), Event::RefreshClaimed) => Ok(state.claimed(now)),
             (Self::Claiming(state), Event::RefreshTaken) => Ok(state.taken(now)),
@@ -180,6 +200,7 @@ impl Session {
             (Self::Draining(state), Event::Body { is_end, .. }) => Ok(state.body(is_end)),
             (
                 Self::Start(_)
+                | Self::Watching(_)
                 | Self::LookingUp(_)
                 | Self::Claiming(_)
                 | Self::Fetching(_)
@@ -204,6 +225,7 @@ impl Session {
             Self::Start(_) | Self::LookingUp(_) | Self::Claiming(_) | Self::Fetching(_) => {
                 Report::Left
             }
+            Self::Watching(_) => Report::Method { invalidates: false },
             Self::Forwarded(state) => Report::Miss {
                 reason: state.reason,
                 copy: Copied::Aborted(AbortReason::Cut),
@@ -218,6 +240,7 @@ impl Session {
     fn name(&self) -> &'static str {
         match self {
             Self::Start(_) => "waiting for a request",
+            Self::Watching(_) => "watching",
             Self::LookingUp(_) => "looking up",
             Self::Claiming(_) => "claiming a refresh",
             Self::Fetching(_) => "fetching",

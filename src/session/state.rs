@@ -14,9 +14,9 @@ use super::{Report, Session};
 use crate::clock::Timestamp;
 use crate::entry::Record;
 use crate::policy::{
-    Answered, CacheStatus, Content, Decision, Forward, Freshness, Key, Lookup, LookupMethod,
-    MAGIC_BYTES, MissReason, NotStorable, Policy, RequestHead, ResponseHead, ServedBody, Storable,
-    Validators, Variants, forwarded_validators,
+    Answered, CACHE_STATUS, CacheStatus, Checked, Content, Decision, Forward, Freshness, Key, Kind,
+    Lookup, LookupMethod, MAGIC_BYTES, MissReason, NotStorable, Policy, RequestHead, ResponseHead,
+    ServedBody, Storable, Validators, Variants, forwarded_validators,
 };
 
 /// What follows from an event: the next state, and what to do.
@@ -33,6 +33,17 @@ impl Start {
     pub(super) fn request(self, head: RequestHead, now: Timestamp) -> Step {
         match self.policy.decide(&head, now) {
             Decision::Bypass(reason) => done(Report::Bypass(reason), Effect::Reply(Reply::Bypass)),
+            Decision::Watch => {
+                let forward = Forward::default().with_via(&self.policy, &head.headers);
+                let watching = Watching {
+                    policy: self.policy,
+                    request: head,
+                };
+                (
+                    Session::Watching(watching),
+                    Effect::Reply(Reply::Forward(forward)),
+                )
+            }
             Decision::Lookup(lookup) => {
                 let effect = Effect::LookUp {
                     key: lookup.key.clone(),
@@ -49,6 +60,33 @@ impl Start {
                 (Session::LookingUp(LookingUp { asked, after: None }), effect)
             }
         }
+    }
+}
+
+/// The request was sent on because of its method.
+#[derive(Debug)]
+pub struct Watching {
+    policy: Arc<Policy>,
+    request: RequestHead,
+}
+
+impl Watching {
+    pub(super) fn response(self, head: &ResponseHead) -> Step {
+        let sources = self.policy.invalidated(&self.request, head);
+        let reply = Reply::Pass(Passed {
+            status: CacheStatus::Method.to_value(None),
+            loses_etag: false,
+            via: self.policy.via.clone(),
+        });
+        let report = Report::Method {
+            invalidates: !sources.is_empty(),
+        };
+        let effect = if sources.is_empty() {
+            Effect::Reply(reply)
+        } else {
+            Effect::Invalidate(sources, reply)
+        };
+        done(report, effect)
     }
 }
 
@@ -171,24 +209,32 @@ impl Asked {
     ) -> Step {
         let control = &self.lookup.control;
         match freshness {
-            Freshness::Fresh { age, ttl } => {
-                let is_wanted = !control.no_cache
-                    && control.max_age.is_none_or(|max_age| age <= max_age)
-                    && control.min_fresh.is_none_or(|min_fresh| ttl >= min_fresh);
-                if !is_wanted {
-                    let stored = Stored::new(record, body, age, false);
-                    return self.ask_about(MissReason::Client, stored, now);
-                }
+            Freshness::Fresh { age, ttl } if control.takes_fresh(age, ttl) => {
                 let status = CacheStatus::Hit { ttl };
                 let reply = self.hit(&record, body, age, status, "", now);
                 done(Report::Hit, Effect::Reply(reply))
+            }
+            Freshness::Fresh { age, .. } => {
+                let stored = Stored::new(record, body, age, false);
+                self.ask_about(MissReason::Client, stored, now)
+            }
+            Freshness::Stale {
+                age,
+                staleness,
+                if_taken: true,
+                ..
+            } if control.takes_stale(age, staleness) => {
+                let status = CacheStatus::StaleHit { staleness };
+                let reply = self.hit(&record, body, age, status, "", now);
+                done(Report::Stale, Effect::Reply(reply))
             }
             Freshness::Stale {
                 age,
                 staleness,
                 while_revalidate: true,
                 if_error,
-            } if !control.no_cache => {
+                ..
+            } if control.takes_fresh(age, 0) => {
                 let claiming = Claiming {
                     asked: self,
                     record,
@@ -422,19 +468,41 @@ impl Asked {
         Ok((key, signpost))
     }
 
+    /// Answers without a stored response (RFC 9111 section 5.2.1.7).
+    fn refuse(self, reason: MissReason) -> Step {
+        let status = self.member(CacheStatus::Refused, reason.as_str());
+        let report = Report::Miss {
+            reason,
+            copy: Copied::NotWanted,
+        };
+        let hit = Hit {
+            status: StatusCode::GATEWAY_TIMEOUT,
+            headers: [(CACHE_STATUS, status)].into_iter().collect(),
+            body: HitBody::Nothing,
+        };
+        done(report, Effect::Reply(Reply::Hit(Box::new(hit))))
+    }
+
     /// Sends the request on. What is `stored` and held is asked about with its own validators, and
     /// stands in for an error where it may.
     fn forward(self, reason: MissReason, stored: Option<Stored>, now: Timestamp) -> Step {
-        let held = stored.filter(|stored| matches!(stored.body, StoredBody::Held(_)));
-        let (role, forward) = match (self.lookup.method, held) {
-            // A HEAD never fills, so there is nothing that its fields could change.
-            (LookupMethod::Head, _) => (Role::Passes, Forward::default()),
-            (LookupMethod::Get, None) => (Role::Leads, self.lookup.forward.clone()),
-            (LookupMethod::Get, Some(stored)) => {
+        if self.lookup.control.only_if_cached {
+            return self.refuse(MissReason::OnlyIfCached);
+        }
+        let (role, forward) = match (self.lookup.method, stored) {
+            // Without an entry there is nothing that the answer to a HEAD could change.
+            (LookupMethod::Head, None) => (Role::Passes, Forward::default()),
+            (LookupMethod::Head, Some(stored)) => match self.policy.kind {
+                Kind::Imgproxy(_) => (Role::Passes, Forward::default()),
+                Kind::Generic(_) => (Role::Checks(stored.record), self.lookup.forward.clone()),
+            },
+            (LookupMethod::Get, Some(stored)) if matches!(stored.body, StoredBody::Held(_)) => {
                 let forward = self.conditional(&stored.record);
                 (Role::Revalidates(stored), forward)
             }
+            (LookupMethod::Get, _) => (Role::Leads, self.lookup.forward.clone()),
         };
+        let forward = forward.with_via(&self.policy, &self.request.headers);
         (
             Session::Forwarded(Forwarded {
                 asked: self,
@@ -476,6 +544,8 @@ enum Role {
     Leads,
     /// The same, and it was asked with the validators of what is stored.
     Revalidates(Stored),
+    /// The answer to a HEAD says whether this is still what a GET would get.
+    Checks(Arc<Record>),
     /// Its answer is not stored.
     Passes,
 }
@@ -494,7 +564,29 @@ impl Forwarded {
         match std::mem::replace(&mut self.role, Role::Passes) {
             Role::Passes => self.pass(head.status, Copied::NotWanted),
             Role::Leads => self.store(head, now),
+            Role::Checks(record) => self.checked(&record, head, now),
             Role::Revalidates(stored) => self.revalidated(stored, head, now),
+        }
+    }
+
+    /// The answer to a HEAD passes, and its entry follows it (RFC 9111 section 4.3.5).
+    fn checked(self, stored: &Record, head: &ResponseHead, now: Timestamp) -> Step {
+        let policy = &self.asked.policy;
+        let key = self.asked.lookup.key.clone();
+        let checked = policy.checked(stored, head, self.request_time, now);
+        match self.pass(head.status, Copied::NotWanted) {
+            (session, Effect::Reply(reply)) => {
+                let effect = match checked {
+                    Checked::Unchanged(record) => {
+                        let record = *record;
+                        Effect::Freshen(Box::new(Freshened { key, record }), reply)
+                    }
+                    Checked::Changed => Effect::Forget(key, reply),
+                    Checked::Nothing => Effect::Reply(reply),
+                };
+                (session, effect)
+            }
+            other => other,
         }
     }
 
@@ -506,18 +598,18 @@ impl Forwarded {
         };
         let body = stored.body;
         match policy.answered(&stored.record, head, self.request_time, now) {
-            Answered::Unchanged(record) => {
+            Answered::Unchanged { record, is_kept } => {
                 let age = record.initial_age;
                 let reason = self.reason.as_str();
                 let reply = self.asked.hit(&record, body, age, status, reason, now);
-                let freshened = Freshened {
-                    key: self.asked.lookup.key,
-                    record: *record,
+                let key = self.asked.lookup.key;
+                let effect = if is_kept {
+                    let record = *record;
+                    Effect::Freshen(Box::new(Freshened { key, record }), reply)
+                } else {
+                    Effect::Forget(key, reply)
                 };
-                done(
-                    Report::Revalidated,
-                    Effect::Freshen(Box::new(freshened), reply),
-                )
+                done(Report::Revalidated, effect)
             }
             Answered::Failed if stored.if_error => {
                 let age = stored.age + now.seconds_since(self.request_time);
@@ -600,11 +692,14 @@ impl Forwarded {
             | MissReason::StoreTimeout
             | MissReason::StoreDenied
             | MissReason::Budget
+            | MissReason::Invalidated
+            | MissReason::OnlyIfCached
             | MissReason::TooLarge => CacheStatus::Miss { stored },
         };
         Passed {
             status: self.asked.member(cache_status, self.reason.as_str()),
             loses_etag: stored && self.asked.policy.validators == Validators::Content,
+            via: self.asked.policy.via.clone(),
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::entry::{BodyProof, Record};
 use crate::policy::{Key, Kind, Provenance, RequestHead, ResponseHead, Validators, testing};
 
 mod fetching;
+mod requests;
 mod vary;
 
 const NOW: Timestamp = testing::NOW;
@@ -27,6 +28,7 @@ fn request(method: Method) -> Event {
         method,
         authority: Bytes::from_static(b"h"),
         path: Bytes::from_static(b"/x/rs:fill:1:1/plain/local:///a.png"),
+        peer: None,
         headers: HeaderMap::new(),
         has_body: false,
     })
@@ -455,7 +457,11 @@ proptest! {
                 | Effect::ClaimRefresh(_)
                 | Effect::Fetch(_)
                 | Effect::Nothing => {}
-                Effect::Reply(_) | Effect::Freshen(..) | Effect::Refresh(..) => answers += 1,
+                Effect::Reply(_)
+                | Effect::Freshen(..)
+                | Effect::Forget(..)
+                | Effect::Invalidate(..)
+                | Effect::Refresh(..) => answers += 1,
                 Effect::Finish(_) => {
                     prop_assert!(begun && !ended);
                     answers += 1;

@@ -11,6 +11,7 @@ use afterimage::config::Config;
 use afterimage::extproc::{Patience, Routes, Shared, service};
 use afterimage::fetch::Fetcher;
 use afterimage::fill::Fills;
+use afterimage::marks::{Bounds, Marks};
 use afterimage::store::MemoryStore;
 use afterimage::telemetry::Metrics;
 use anyhow::{Context as _, Result};
@@ -59,14 +60,26 @@ impl Processor {
         let budget = Budget::new(1 << 20);
         let clock = Clock::manual(Timestamp::from_unix(1_800_000_000));
         let store = Arc::new(MemoryStore::new(1 << 20));
+        let bounds = Bounds {
+            count: 10,
+            patience: Duration::from_secs(60),
+            fill: Duration::from_secs(60),
+        };
+        let tasks = TaskTracker::new();
         let fills = Fills {
+            marks: Marks::new(
+                Arc::clone(&store) as _,
+                clock.clone(),
+                tasks.clone(),
+                bounds,
+            ),
             store: Arc::clone(&store) as _,
             budget: budget.clone(),
             in_flight: InFlight::default(),
             metrics: metrics.clone(),
             held_bytes: 1 << 20,
             deadline: Duration::from_secs(60),
-            tasks: TaskTracker::new(),
+            tasks,
         };
         let shared = Shared {
             routes: Routes::new(config.policies, HashMap::new(), None),

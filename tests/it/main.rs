@@ -58,6 +58,8 @@ mod store_suite;
 mod storing;
 // Much traffic of all kinds at once.
 mod traffic;
+// Methods that change things, and HEAD.
+mod unsafe_methods;
 // Whatever a client says beside the key changes nothing for the others.
 mod unkeyed;
 // Formats chosen by `Accept`.

@@ -228,7 +228,8 @@ async fn an_origin_takes_no_field_for_the_requests_own() -> Result<()> {
 }
 
 #[tokio::test]
-async fn without_variants_an_answer_that_varies_by_a_field_outside_the_key_is_not_stored() -> Result<()> {
+async fn without_variants_an_answer_that_varies_by_a_field_outside_the_key_is_not_stored()
+-> Result<()> {
     let origin = Origin::start().await?;
     for (field, _) in NEGOTIATED {
         let answer = |seen: &Seen| Script::reflection(seen).header("vary", field);

@@ -267,6 +267,7 @@ fn an_entry_is_fresh_then_in_its_window_then_stale() {
     let at = |seconds| policy.freshness(&record, NOW.plus_seconds(seconds));
     assert_eq!(at(54), Freshness::Fresh { age: 59, ttl: 1 });
     let stale = |age, staleness, while_revalidate, if_error| Freshness::Stale {
+        if_taken: true,
         age,
         staleness,
         while_revalidate,
@@ -275,6 +276,31 @@ fn an_entry_is_fresh_then_in_its_window_then_stale() {
     assert_eq!(at(55), stale(60, 0, true, true));
     assert_eq!(at(65), stale(70, 10, false, true));
     assert_eq!(at(85), stale(90, 30, false, false));
+}
+
+#[test]
+fn rfc9111_4_2_4_what_no_client_may_take_stale() {
+    for (line, expected) in [
+        ("max-age=60", true),
+        ("max-age=60, must-revalidate", false),
+        ("max-age=60, proxy-revalidate", false),
+        ("s-maxage=60", false),
+        ("no-cache", false),
+    ] {
+        let record = Record {
+            variants: None,
+            key_digest: [0; 32],
+            status: StatusCode::OK,
+            headers: headers(&[("cache-control", line)]),
+            response_time: NOW,
+            initial_age: 100,
+            body: BodyProof::of(&[]),
+        };
+        match policy(Kind::Generic(generic())).freshness(&record, NOW) {
+            Freshness::Stale { if_taken, .. } => assert_eq!(if_taken, expected, "{line}"),
+            fresh => panic!("{line}: {fresh:?}"),
+        }
+    }
 }
 
 proptest! {

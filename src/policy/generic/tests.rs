@@ -9,6 +9,7 @@ use crate::policy::{Key, Kind, Policy};
 
 fn with_query(query: Query) -> Policy {
     policy(Kind::Generic(Generic {
+        invalidates: false,
         query,
         headers: Vec::new(),
     }))
@@ -16,6 +17,7 @@ fn with_query(query: Query) -> Policy {
 
 fn with_headers(headers: &[&'static str]) -> Policy {
     policy(Kind::Generic(Generic {
+        invalidates: false,
         query: Query::All,
         headers: headers
             .iter()
@@ -231,7 +233,11 @@ proptest! {
 #[test]
 fn of_a_query_only_what_is_in_the_key_is_sent_on() {
     let path = |query| {
-        let policy = policy(Kind::Generic(Generic { query, ..generic() }));
+        let policy = policy(Kind::Generic(Generic {
+            invalidates: false,
+            query,
+            ..generic()
+        }));
         lookup(&policy, &get("/a?x=1&y=2&x=3", &[])).forward.path
     };
     assert_eq!(path(Query::All), None);

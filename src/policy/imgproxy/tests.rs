@@ -471,6 +471,7 @@ fn expires_is_enforced_and_no_part_of_the_key() {
                 assert!(!is_valid, "{now}");
                 assert_eq!(reason, BypassReason::Expired);
             }
+            Decision::Watch => panic!("imgproxy's methods are not watched"),
         }
     }
 }
@@ -680,6 +681,7 @@ fn no_two_recorded_answers_that_differ_share_a_key() {
             let word = match &decision {
                 Decision::Lookup(_) => "lookup",
                 Decision::Bypass(reason) => reason.as_str(),
+                Decision::Watch => "watch",
             };
             *decisions.entry(word.into()).or_default() += 1;
             let status = answer["status"].as_u64().expect("a status");
@@ -694,6 +696,7 @@ fn no_two_recorded_answers_that_differ_share_a_key() {
                     _ => refused.push((place, lookup.key)),
                 },
                 Decision::Lookup(_) => assert_eq!(request.method, Method::HEAD, "{place}"),
+                Decision::Watch => panic!("{place}"),
                 Decision::Bypass(reason) => {
                     let is_refused_by_signature =
                         status == 403 && configuration["name"] != "secret";

@@ -156,10 +156,12 @@ fn golden_keys() {
     };
     let all = policy(Kind::Generic(generic()));
     let some = policy(Kind::Generic(Generic {
+        invalidates: false,
         query: Query::Only(vec!["w".into(), "h".into()]),
         headers: vec![header::ACCEPT_LANGUAGE, header::ORIGIN],
     }));
     let none = policy(Kind::Generic(Generic {
+        invalidates: false,
         query: Query::None,
         headers: Vec::new(),
     }));

@@ -5,10 +5,10 @@ use crate::entry::BodyProof;
 use crate::policy::Kind;
 use crate::policy::testing::{NOW, generic, policy};
 
-fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, value) in pairs {
-        headers.append(*name, HeaderValue::from_static(value));
+        headers.append(*name, HeaderValue::from_str(value).unwrap());
     }
     headers
 }
@@ -63,7 +63,7 @@ fn rfc9111_4_3_4_a_304_freshens_the_stored_response() {
         ("x-hop", "1"),
         ("age", "2"),
     ];
-    let Answered::Unchanged(record) = answered(304, Provenance::Upstream, &fields) else {
+    let Answered::Unchanged { record, .. } = answered(304, Provenance::Upstream, &fields) else {
         panic!("it is unchanged")
     };
     assert_eq!(record.headers["cache-control"], "max-age=3600");
@@ -88,6 +88,70 @@ fn rfc9111_4_3_4_a_304_freshens_the_stored_response() {
         (record.key_digest, record.body),
         (stored().key_digest, stored().body)
     );
+}
+
+#[test]
+fn rfc9111_4_3_4_a_304_may_forbid_that_it_stays_stored() {
+    for (line, expected) in [
+        ("max-age=60", true),
+        ("no-store", false),
+        ("private", false),
+        ("private=\"x-kept\"", true),
+    ] {
+        let Answered::Unchanged { is_kept, .. } =
+            answered(304, Provenance::Upstream, &[("cache-control", line)])
+        else {
+            panic!("it is unchanged")
+        };
+        assert_eq!(is_kept, expected, "{line}");
+    }
+}
+
+#[test]
+fn rfc9111_4_3_5_a_head_updates_or_forgets_what_a_get_has_stored() {
+    let length = stored().body.content_length.to_string();
+    let tag = "\"v1\"".to_owned();
+    let stored = || {
+        let mut record = stored();
+        record
+            .headers
+            .insert(ETAG, HeaderValue::from_str(&tag).unwrap());
+        record
+    };
+    let date = "Wed, 01 Jan 2025 00:00:00 GMT";
+    let checked = |status, fields: &[(&'static str, &str)]| {
+        let response = ResponseHead {
+            status: StatusCode::from_u16(status).unwrap(),
+            headers: headers(fields),
+            has_body: false,
+            provenance: Provenance::Upstream,
+        };
+        let policy = policy(Kind::Generic(generic()));
+        match policy.checked(&stored(), &response, NOW, NOW.plus_seconds(1)) {
+            Checked::Unchanged(record) => {
+                assert_eq!(record.response_time, NOW.plus_seconds(1));
+                assert_eq!(record.headers["content-type"], "image/png");
+                "unchanged"
+            }
+            Checked::Changed => "changed",
+            Checked::Nothing => "nothing",
+        }
+    };
+    let (tag, length) = (("etag", &*tag), ("content-length", &*length));
+    for (status, fields, expected) in [
+        (200, &[tag, length][..], "unchanged"),
+        (200, &[tag], "unchanged"),
+        (200, &[length, ("x-new", "1")], "unchanged"),
+        (200, &[("etag", "\"other\""), length], "changed"),
+        (200, &[tag, ("content-length", "7")], "changed"),
+        (200, &[tag, ("last-modified", date)], "changed"),
+        (200, &[tag, ("cache-control", "no-store")], "changed"),
+        (200, &[("x-new", "1")], "nothing"),
+        (204, &[tag], "nothing"),
+        (404, &[], "nothing"),
+    ] {
+        assert_eq!(checked(status, fields), expected, "{status} {fields:?}");
+    }
 }
 
 #[test]

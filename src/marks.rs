@@ -1,0 +1,236 @@
+//! What was invalidated a short while ago (RFC 9111 section 4.4).
+//!
+//! Deleting entries takes time, and a response that the upstream made before may still be on its way
+//! into the store. A mark on a source hides all that: from [`Marks::set`] on, lookups do not see what
+//! was stored up to then, and fills that began before are given up. The deletion itself runs in the
+//! background, and is tried again until it succeeds or the mark's time is over. A mark stays until no
+//! fill that began before it can be running any more.
+//!
+//! Marks are bounded in number. Where there is no room for another one, everything that was stored
+//! up to then is hidden for a mark's time, but not deleted: the store is asked less, not more.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+use tracing::warn;
+
+use crate::clock::{Clock, Stopwatch, Timestamp};
+use crate::policy::Source;
+use crate::store::{self, Store};
+
+/// Deletions at a time.
+const DELETIONS: usize = 4;
+
+/// After a deletion has failed; doubled with each further failure.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+
+/// A point in the order of marks: what is asked for at one is older than the marks after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Moment(u64);
+
+/// The marks of this process; clones share them.
+#[derive(Debug, Clone)]
+pub struct Marks(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    table: Mutex<Table>,
+    /// Entries of the table and its floor, so that nobody takes the lock for nothing.
+    present: AtomicUsize,
+    sequence: AtomicU64,
+    store: Arc<dyn Store>,
+    clock: Clock,
+    tasks: TaskTracker,
+    deletions: Arc<Semaphore>,
+    bounds: Bounds,
+}
+
+/// How many marks there are, and for how long.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Sources that are marked at a time.
+    pub count: usize,
+    /// For how long a deletion that fails is tried again.
+    pub patience: Duration,
+    /// The longest that a fill takes, its commit included.
+    pub fill: Duration,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    marks: HashMap<Source, Mark>,
+    /// For all sources that found no room.
+    floor: Option<Mark>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Mark {
+    moment: Moment,
+    at: Timestamp,
+    set: Stopwatch,
+    /// Whether what was stored before may still be there.
+    hides_stored: bool,
+}
+
+impl Marks {
+    /// No marks yet. What is marked is deleted from `store`, in `tasks`.
+    pub fn new(store: Arc<dyn Store>, clock: Clock, tasks: TaskTracker, bounds: Bounds) -> Self {
+        Self(Arc::new(Shared {
+            table: Mutex::default(),
+            present: AtomicUsize::new(0),
+            sequence: AtomicU64::new(0),
+            store,
+            clock,
+            tasks,
+            deletions: Arc::new(Semaphore::new(DELETIONS)),
+            bounds,
+        }))
+    }
+
+    /// The moment now.
+    pub fn now(&self) -> Moment {
+        Moment(self.0.sequence.load(Ordering::SeqCst))
+    }
+
+    /// Marks sources. When this returns, nothing that was stored or asked for before is used by this
+    /// process any more.
+    pub fn set(&self, sources: Vec<Source>) {
+        for source in sources {
+            let mark = Mark {
+                moment: Moment(self.0.sequence.fetch_add(1, Ordering::SeqCst) + 1),
+                at: self.0.clock.now(),
+                set: Stopwatch::start(),
+                hides_stored: true,
+            };
+            if self.insert(&source, mark) {
+                let marks = self.clone();
+                self.0
+                    .tasks
+                    .spawn(async move { marks.delete(source).await });
+            }
+        }
+    }
+
+    /// Entries of `source` whose responses arrived up to this time are not used, because their
+    /// deletion is under way. Who reads one must have asked before, too: the deletion may be over by
+    /// the time that it was read.
+    pub fn horizon(&self, source: &Source) -> Option<Timestamp> {
+        self.latest(source, |mark| mark.hides_stored.then_some(mark.at))
+    }
+
+    /// Whether a response of `source` that was asked for at `moment` was invalidated.
+    pub fn hide_asked(&self, source: &Source, moment: Moment) -> bool {
+        self.latest(source, |mark| Some(mark.moment))
+            .is_some_and(|latest| moment < latest)
+    }
+
+    /// The latest of what the marks on `source` give.
+    fn latest<T: Ord>(&self, source: &Source, give: impl Fn(&Mark) -> Option<T>) -> Option<T> {
+        if self.0.present.load(Ordering::SeqCst) == 0 {
+            return None;
+        }
+        let table = self.lock();
+        table
+            .marks
+            .get(source)
+            .into_iter()
+            .chain(&table.floor)
+            .filter(|mark| !self.is_over(mark))
+            .filter_map(give)
+            .max()
+    }
+
+    /// Whether the mark is the first of its source, and so needs somebody to delete its entries.
+    fn insert(&self, source: &Source, mark: Mark) -> bool {
+        let mut table = self.lock();
+        if table.marks.len() >= self.0.bounds.count && !table.marks.contains_key(source) {
+            table.marks.retain(|_, mark| !self.is_over(mark));
+        }
+        let is_first = if let Some(known) = table.marks.get_mut(source) {
+            // A deletion that is under way sees that there is another mark, and runs again.
+            let was_hiding = known.hides_stored && !self.is_over(known);
+            *known = mark;
+            !was_hiding
+        } else if table.marks.len() < self.0.bounds.count {
+            table.marks.insert(source.clone(), mark);
+            true
+        } else {
+            warn!("no room for another mark: what was stored up to now is hidden, not deleted");
+            table.floor = Some(mark);
+            false
+        };
+        let present = table.marks.len() + usize::from(table.floor.is_some());
+        self.0.present.store(present, Ordering::SeqCst);
+        is_first
+    }
+
+    /// A mark that hides what is stored lasts until the deletion succeeds or is given up.
+    fn is_over(&self, mark: &Mark) -> bool {
+        let bounds = &self.0.bounds;
+        let time = if mark.hides_stored {
+            bounds.patience.max(bounds.fill)
+        } else {
+            bounds.fill
+        };
+        mark.set.elapsed() >= time
+    }
+
+    async fn delete(&self, source: Source) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let Some(begun) = self.mark(&source) else {
+                return;
+            };
+            let result = {
+                // The semaphore is never closed.
+                let _slot = self.0.deletions.acquire().await;
+                self.0.store.delete_source(&source).await
+            };
+            match result {
+                Ok(_) => {
+                    if self.deleted(&source, begun.moment) {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    let error = store::Causes(&error);
+                    if begun.set.elapsed() + pause >= self.0.bounds.patience {
+                        let prefix = source.prefix();
+                        warn!(prefix, %error, "invalidated entries were not deleted");
+                        return;
+                    }
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
+                }
+            }
+        }
+    }
+
+    fn mark(&self, source: &Source) -> Option<Mark> {
+        self.lock().marks.get(source).copied()
+    }
+
+    /// Notes that a deletion which began at `moment` has succeeded; `false` when there is a mark since.
+    fn deleted(&self, source: &Source, moment: Moment) -> bool {
+        let mut table = self.lock();
+        let Some(mark) = table.marks.get_mut(source) else {
+            return true;
+        };
+        let is_last = mark.moment == moment;
+        if is_last {
+            mark.hides_stored = false;
+        }
+        is_last
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests;
