@@ -26,10 +26,10 @@ HERE = Path(__file__).resolve().parent
 PHOTOS = HERE.parent / "photos"
 RECORDED_SOURCE = "127.0.0.1:18099"
 REQUIRED = 150
-START_SECONDS = 30
-REQUEST_SECONDS = 30
-STOP_SECONDS = 15
-CLOCK_SECONDS = 5
+START_SECONDS = 120
+REQUEST_SECONDS = 120
+STOP_SECONDS = 60
+CLOCK_SECONDS = 120
 NOT_COMPARED = {"date", "x-request-id", "connection", "keep-alive"}
 UNPROBED = {"image/bmp": "bmp", "image/tiff": "tiff", "image/x-icon": "ico"}
 

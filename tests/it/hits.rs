@@ -253,7 +253,10 @@ async fn cache_status_says_what_happened() -> Result<()> {
     assert_eq!(stack.get("/private").await?.cache_status(), NOT_STORED);
     assert_eq!(stack.get("/unknown").await?.cache_status(), NOT_STORED);
     let post = stack.client.request(Method::POST, "/short").body("a body");
-    assert_eq!(stack.client.send(post).await?.cache_status(), "");
+    assert_eq!(
+        stack.client.send(post).await?.cache_status(),
+        "afterimage; fwd=method"
+    );
 
     assert_eq!(stack.get("/short").await?.cache_status(), STORED);
     let mut seen = String::new();

@@ -199,7 +199,7 @@ async fn with_both_kinds(origin: &Origin) -> Result<Stack> {
         .upstream(origin.address())
         .policies(
             "{images: { kind: imgproxy, unsigned: true },
-              generic: { kind: generic }}",
+              generic: { kind: generic, invalidate_on_unsafe: false }}",
         )
         .route(envoy::route("/generic/", "imgproxy", Some("generic")))
         .start()
