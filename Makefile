@@ -8,7 +8,7 @@ BUILD = cargo build --release --bin afterimage --example dev
 DEV = cargo run --quiet --release --example dev --
 
 .DEFAULT_GOAL = help
-.PHONY: help tools tools-up tools-test build up down test lint
+.PHONY: help tools tools-up tools-test build up down test conformance lint
 
 help: ## this list
 	@echo "Afterimage. Needs make, Rust, a C compiler and Python 3 with venv."
@@ -28,6 +28,13 @@ down: ## ends the stack
 
 test: tools-test ## the whole test suite, with the real components on free ports
 	cargo test
+
+conformance: ## the public tests for HTTP caches; CACHE_TESTS=checkout of github.com/http-tests/cache-tests
+	@[ -n '$(CACHE_TESTS)' ] || { echo 'conformance: CACHE_TESTS is missing; run: git clone https://github.com/http-tests/cache-tests' \
+		'/tmp/cache-tests, then: make conformance CACHE_TESTS=/tmp/cache-tests' >&2; exit 1; }
+	@tests/tools.sh envoy node
+	cargo build --release --bin afterimage --example conformance
+	@cargo run --quiet --release --example conformance -- '$(CACHE_TESTS)'
 
 lint: ## format, clippy and documentation, warnings denied
 	cargo fmt --check
