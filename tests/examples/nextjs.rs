@@ -45,7 +45,7 @@ async fn a_browser_gets_every_photo_out_of_the_cache_and_no_key() -> Result<()> 
         .await?;
 
     let chromium = tools::path("chromium")?;
-    let screenshot = tools::project().join("target/nextjs.webp");
+    let screenshot = Path::new(env!("CARGO_TARGET_TMPDIR")).join("nextjs.webp");
     let browser = node
         .launch("browser", &["--test", "test/page.test.ts"])
         .env("PAGE_URL", &page)
