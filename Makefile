@@ -7,8 +7,11 @@ STORE ?= local
 BUILD = cargo build --release --bin afterimage --example dev
 DEV = cargo run --quiet --release --example dev --
 
+# Written by npm when everything is installed.
+NODE_MODULES = examples/nextjs/node_modules/.package-lock.json
+
 .DEFAULT_GOAL = help
-.PHONY: help tools tools-up tools-test build up down test conformance lint
+.PHONY: help tools tools-up tools-test tools-examples build up down test conformance examples lint
 
 help: ## this list
 	@echo "Afterimage. Needs make, Rust, a C compiler and Python 3 with venv."
@@ -36,6 +39,12 @@ conformance: ## the public tests for HTTP caches; CACHE_TESTS=checkout of github
 	cargo build --release --bin afterimage --example conformance
 	@cargo run --quiet --release --example conformance -- '$(CACHE_TESTS)'
 
+examples: tools-examples $(NODE_MODULES) ## builds the examples and looks at them in a browser (Debian's chromium)
+	cargo test --test examples
+
+$(NODE_MODULES): examples/nextjs/package.json examples/nextjs/package-lock.json | tools-examples
+	cd examples/nextjs && PATH="$$(dirname "$$(../../tests/tools.sh path node)"):$$PATH" npm ci --no-audit --no-fund --loglevel error
+
 lint: ## format, clippy and documentation, warnings denied
 	cargo fmt --check
 	cargo clippy --all-targets -- --deny warnings
@@ -50,3 +59,6 @@ tools-up:
 # The stand-in is held against the recordings whatever imgproxy the other tests run with.
 tools-test:
 	@tests/tools.sh envoy imgproxy garage
+
+tools-examples:
+	@tests/tools.sh chromium envoy node $(STAND_IN)

@@ -46,7 +46,9 @@ directory() {
       [ -r "$requirements" ] || fail "$requirements is missing"
       echo "$tools/imgproxy-stand-in-$(sha256sum <"$requirements" | cut -c1-12)" ;;
     node) echo "$tools/node-$node_version" ;;
-    *) fail "unknown tool '$1'; there are: envoy garage imgproxy node" ;;
+    # The system's own, or the one that CHROMIUM names.
+    chromium) need "${CHROMIUM:-chromium}" chromium ;;
+    *) fail "unknown tool '$1'; there are: envoy garage imgproxy node chromium" ;;
   esac
 }
 
@@ -56,6 +58,7 @@ executable() {
   into=$(directory "$1")
   case $1 in
     imgproxy) echo "$into/bin/python" ;;
+    chromium) command -v "${CHROMIUM:-chromium}" ;;
     *) echo "$into/bin/$1" ;;
   esac
 }
@@ -129,7 +132,7 @@ if [ "${1:-}" = path ]; then
   exit 0
 fi
 
-[ $# -gt 0 ] || fail "usage: tests/tools.sh envoy|garage|imgproxy|node ...   or   tests/tools.sh path TOOL"
+[ $# -gt 0 ] || fail "usage: tests/tools.sh envoy|garage|imgproxy|node|chromium ...   or   tests/tools.sh path TOOL"
 missing=()
 for tool in "$@"; do
   directory "$tool" >/dev/null
