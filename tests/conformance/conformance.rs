@@ -60,6 +60,10 @@ async fn run(checkout: &Path) -> Result<bool> {
     let stack = Stack::builder()
         .upstream(port.address())
         .policies(&policies)
+        .settings(&format!(
+            "policies: {{images: {{upstream: {{url: 'http://{}'}}}}}}",
+            port.address()
+        ))
         // The rules are tested, not a disk: what was freshened is in its place before the next request.
         .settings("store: {kind: memory}")
         .adjust_envoy(|bootstrap| {

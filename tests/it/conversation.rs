@@ -1,20 +1,24 @@
 //! Whole gRPC conversations in process: what Envoy is answered, message by message.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use afterimage::budget::Budget;
 use afterimage::clock::{Clock, Timestamp};
 use afterimage::collapse::{InFlight, Refreshes};
 use afterimage::config::Config;
+use afterimage::entry::Record;
 use afterimage::extproc::{Patience, Routes, Shared, service};
 use afterimage::fetch::Fetcher;
 use afterimage::fill::Fills;
 use afterimage::marks::{Bounds, Marks};
-use afterimage::store::MemoryStore;
+use afterimage::policy::{Key, Source};
+use afterimage::store::{Error, Found, MemoryStore, Store, Writer};
 use afterimage::telemetry::Metrics;
 use anyhow::{Context as _, Result};
+use async_trait::async_trait;
+use bytes::Bytes;
 use envoy_types::pb::envoy::config::core::v3::{HeaderMap, HeaderValue};
 use envoy_types::pb::envoy::extensions::filters::http::ext_proc::v3::processing_mode::{
     BodySendMode, HeaderSendMode,
@@ -30,7 +34,7 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tokio_util::task::TaskTracker;
 use tonic::Streaming;
@@ -46,34 +50,35 @@ struct Processor {
     channel: Channel,
     metrics: Metrics,
     clock: Clock,
+    marks: Marks,
 }
 
 impl Processor {
     async fn start() -> Result<Self> {
+        Self::start_with(Arc::new(MemoryStore::new(1 << 20))).await
+    }
+
+    async fn start_with(store: Arc<dyn Store>) -> Result<Self> {
         let file = tempfile::NamedTempFile::new()?;
         std::fs::write(
             file.path(),
-            "policies: {images: {kind: imgproxy, unsigned: true}}",
+            "policies: {images: {kind: imgproxy, unsigned: true},
+                        files: {kind: generic, cookies: ignore}}",
         )?;
         let config = Config::load(file.path())?;
         let metrics = Metrics::new();
         let budget = Budget::new(1 << 20);
         let clock = Clock::manual(Timestamp::from_unix(1_800_000_000));
-        let store = Arc::new(MemoryStore::new(1 << 20));
         let bounds = Bounds {
             count: 10,
             patience: Duration::from_secs(60),
             fill: Duration::from_secs(60),
         };
         let tasks = TaskTracker::new();
+        let marks = Marks::new(Arc::clone(&store), clock.clone(), tasks.clone(), bounds);
         let fills = Fills {
-            marks: Marks::new(
-                Arc::clone(&store) as _,
-                clock.clone(),
-                tasks.clone(),
-                bounds,
-            ),
-            store: Arc::clone(&store) as _,
+            marks: marks.clone(),
+            store: Arc::clone(&store),
             budget: budget.clone(),
             in_flight: InFlight::default(),
             metrics: metrics.clone(),
@@ -110,6 +115,7 @@ impl Processor {
             channel,
             metrics,
             clock,
+            marks,
         })
     }
 
@@ -128,8 +134,12 @@ impl Processor {
 
     /// Lets a body through to the store.
     async fn fill(&self, path: &str) -> Result<()> {
+        self.fill_with("images", path).await
+    }
+
+    async fn fill_with(&self, policy: &str, path: &str) -> Result<()> {
         let before = self.count("afterimage_fills_total{result=\"committed\"");
-        let mut conversation = self.open("images").await?;
+        let mut conversation = self.open(policy).await?;
         conversation.ask(get(path)).await?;
         conversation.ask(image(PNG.len())).await?;
         conversation.ask(body(PNG, true)).await?;
@@ -246,6 +256,73 @@ fn immediate(answer: ProcessingResponse) -> Result<ImmediateResponse> {
         Some(Response::ImmediateResponse(hit)) => Ok(hit),
         other => anyhow::bail!("{other:?}"),
     }
+}
+
+/// Deletes a source only when an entry was read, and gives that one away only when the deletion is over.
+#[derive(Debug)]
+struct Slow {
+    inner: MemoryStore,
+    marks: OnceLock<Marks>,
+    read: Notify,
+}
+
+#[async_trait]
+impl Store for Slow {
+    async fn head(&self, key: &Key) -> Result<Option<Record>, Error> {
+        self.inner.head(key).await
+    }
+    async fn get(&self, key: &Key) -> Result<Option<Found>, Error> {
+        let found = self.inner.get(key).await;
+        if let Some(marks) = self.marks.get() {
+            self.read.notify_one();
+            while marks.horizon(key.source()).is_some() {
+                tokio::task::yield_now().await;
+            }
+        }
+        found
+    }
+    async fn put(&self, key: &Key, record: &Record, body: &[Bytes]) -> Result<(), Error> {
+        self.inner.put(key, record, body).await
+    }
+    async fn begin(&self, key: &Key, draft: &Record) -> Result<Box<dyn Writer>, Error> {
+        self.inner.begin(key, draft).await
+    }
+    async fn replace_record(&self, key: &Key, record: &Record) -> Result<bool, Error> {
+        self.inner.replace_record(key, record).await
+    }
+    async fn delete(&self, key: &Key) -> Result<(), Error> {
+        self.inner.delete(key).await
+    }
+    async fn delete_source(&self, source: &Source) -> Result<u64, Error> {
+        self.read.notified().await;
+        self.inner.delete_source(source).await
+    }
+    async fn check(&self) -> Result<(), Error> {
+        self.inner.check().await
+    }
+}
+
+#[tokio::test]
+async fn an_invalidated_entry_that_is_read_while_it_is_deleted_is_not_served() -> Result<()> {
+    let store = Arc::new(Slow {
+        inner: MemoryStore::new(1 << 20),
+        marks: OnceLock::new(),
+        read: Notify::new(),
+    });
+    let processor = Processor::start_with(Arc::clone(&store) as _).await?;
+    processor.fill_with("files", "/a").await?;
+    store
+        .marks
+        .set(processor.marks.clone())
+        .map_err(|_| anyhow::anyhow!("it is set once"))?;
+    let mut unsafe_method = processor.open("files").await?;
+    unsafe_method.ask(request("POST", "/a")).await?;
+    unsafe_method.ask(image(PNG.len())).await?;
+    let mut conversation = processor.open("files").await?;
+    let answer = conversation.ask(get("/a")).await?;
+    let is_forwarded = matches!(answer.response, Some(Response::RequestHeaders(_)));
+    assert!(is_forwarded, "{answer:?}");
+    Ok(())
 }
 
 #[tokio::test]
