@@ -34,6 +34,8 @@ pub struct Config {
     pub envoy: EnvoyLimits,
     /// Where entries are kept.
     pub store: StoreConfig,
+    /// What is kept in front of the store.
+    pub memory: MemoryConfig,
     /// How long and how much.
     pub limits: Limits,
     /// How long the end may take.
@@ -87,6 +89,15 @@ pub enum StoreConfig {
     },
 }
 
+/// What is kept in memory in front of the store.
+#[derive(Debug, Clone, Copy)]
+pub struct MemoryConfig {
+    /// At most; 0: nothing.
+    pub max_bytes: u64,
+    /// How often an entry is compared with the store.
+    pub recheck: Duration,
+}
+
 /// How long and how much.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -126,6 +137,7 @@ pub(crate) struct RawConfig {
     admin: RawAdmin,
     envoy: RawEnvoy,
     store: RawStore,
+    memory: RawMemoryTier,
     limits: RawLimits,
     log: RawLog,
     /// How long streams and fills may go on after SIGTERM. Default `10s`.
@@ -136,6 +148,17 @@ pub(crate) struct RawConfig {
     routes: std::collections::BTreeMap<String, String>,
     /// The policy of routes that name nothing. Default `bypass`: they are left alone.
     default_policy: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawMemoryTier {
+    /// Entries up to `limits.immediate_cap` that are kept in front of the store, beside the budget; 0B:
+    /// none. Default `64MiB`.
+    max_bytes: Option<Bytes>,
+    /// How often an entry that is asked for is compared with the store, beside the answer, so that what
+    /// other replicas wrote or removed arrives. Default `30s`.
+    recheck: Option<Seconds>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -309,6 +332,10 @@ impl RawConfig {
             admin: admin?,
             envoy,
             store: store?,
+            memory: MemoryConfig {
+                max_bytes: Bytes::or(self.memory.max_bytes, 64 * MIB),
+                recheck: Seconds::or(self.memory.recheck, Duration::from_secs(30)),
+            },
             limits: limits?,
             drain: Seconds::or(self.drain, Duration::from_secs(10)),
             log_format: self.log.format,

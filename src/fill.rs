@@ -21,7 +21,8 @@ use crate::clock::Stopwatch;
 use crate::collapse::{Held, InFlight, Pending};
 use crate::entry::{BodyChecksum, BodyProof, Record};
 use crate::marks::{Marks, Moment};
-use crate::policy::{Key, Storable};
+use crate::memory::Memory;
+use crate::policy::{Key, Source, Storable};
 use crate::session::{AbortReason, CopyStep, FillPlan, Freshened, Signpost};
 use crate::store::{self, Store};
 use crate::telemetry::Metrics;
@@ -44,6 +45,8 @@ pub struct Fills {
     pub in_flight: InFlight,
     /// What was invalidated.
     pub marks: Marks,
+    /// Where committed entries are kept, too.
+    pub memory: Memory,
     /// Where their ends are counted.
     pub metrics: Metrics,
     /// Largest body that is held; larger ones go to the store while they pass.
@@ -332,6 +335,10 @@ impl Fills {
         }
         pending.show(Arc::clone(&held));
         let result = self.store.put(&plan.key, &held.record, &held.chunks).await;
+        if result.is_ok() {
+            let record = Arc::clone(&held.record);
+            self.memory.put(&plan.key, record, &held.chunks, plan.asked);
+        }
         self.ended(plan, length, result).await;
         drop((pending, room));
     }
@@ -368,8 +375,12 @@ impl Fills {
         if self.marks.hide_asked(key.source(), asked) {
             return;
         }
-        if let Err(error) = self.store.replace_record(&key, &record).await {
-            warn!(key = %key.object_name(), error = %store::Causes(&error), "entry was not freshened");
+        match self.store.replace_record(&key, &record).await {
+            Ok(true) => self.memory.freshen(&key, record, asked),
+            Ok(false) => self.memory.remove(&key),
+            Err(error) => {
+                warn!(key = %key.object_name(), error = %store::Causes(&error), "entry was not freshened");
+            }
         }
     }
 
@@ -399,6 +410,7 @@ impl Fills {
                         crc64: checksum.crc64(),
                     };
                     let result = writer.commit(&record(plan, proof)).await;
+                    self.memory.remove(&plan.key);
                     self.ended(plan, proof.content_length, result).await;
                     return Ok(());
                 }
@@ -424,13 +436,23 @@ impl Fills {
         let Some(Signpost { key, record }) = &plan.signpost else {
             return;
         };
+        self.memory.remove(key);
         if let Err(error) = self.store.put(key, record, &[]).await {
             warn!(key = %key.object_name(), error = %store::Causes(&error), "variant will not be found");
         }
     }
 
+    /// From now on nothing is used of these sources that was stored or asked for before.
+    pub fn invalidate(&self, sources: Vec<Source>) {
+        self.marks.set(sources.clone());
+        for source in &sources {
+            self.memory.remove_source(source);
+        }
+    }
+
     /// Removes an entry that may not be used any more.
     pub async fn forget(&self, key: &Key) {
+        self.memory.remove(key);
         if let Err(error) = self.store.delete(key).await {
             warn!(key = %key.object_name(), error = %store::Causes(&error), "entry was not removed");
         }

@@ -24,6 +24,7 @@ pub mod extproc;
 pub mod fetch;
 pub mod fill;
 pub mod marks;
+pub mod memory;
 pub mod policy;
 
 pub mod secret;

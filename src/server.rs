@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -25,6 +26,7 @@ use crate::extproc::{self, Patience, Routes, Shared};
 use crate::fetch::Fetcher;
 use crate::fill::Fills;
 use crate::marks::{self, Marks};
+use crate::memory::Memory;
 use crate::store::{
     self, BreakerState, LocalConfig, LocalStore, MemoryStore, Metered, Observe, OpResult,
     Operation, S3Config, S3Store, Store,
@@ -40,6 +42,9 @@ const STREAMS_PER_CONNECTION: u32 = 4096;
 /// pieces of up to 1 MiB, and all streams of a worker share a connection.
 const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+
+/// Comparisons of the memory tier with the store that may be under way at a time.
+const RECHECKS: usize = 16;
 
 /// Request heads of Envoy have up to 60 KiB; metadata of the stream comes on top.
 const HEADER_LIST_BYTES: u32 = 64 * 1024;
@@ -102,8 +107,15 @@ pub async fn run(config: Config) -> Result<(), Error> {
         fill: limits.fill_deadline + limits.write_timeout,
     };
     let marks = Marks::new(Arc::clone(&store), clock.clone(), tasks.clone(), bounds);
+    let memory = Memory::new(
+        config.memory.max_bytes,
+        limits.immediate_bytes,
+        config.memory.recheck,
+        marks.clone(),
+    );
     let fills = Fills {
         marks,
+        memory: memory.clone(),
         store: Arc::clone(&store),
         budget: budget.clone(),
         in_flight: InFlight::default(),
@@ -128,6 +140,7 @@ pub async fn run(config: Config) -> Result<(), Error> {
         budget: budget.clone(),
         fills,
         fetcher,
+        rechecks: Arc::new(Semaphore::new(RECHECKS)),
         refreshes: Refreshes::default(),
         metrics: metrics.clone(),
         clock,
@@ -147,7 +160,7 @@ pub async fn run(config: Config) -> Result<(), Error> {
     let incoming = Incoming::bind(&config.listen).await?;
 
     let readiness = Readiness::default();
-    let pages = admin::router(metrics, budget, readiness.clone());
+    let pages = admin::router(metrics, budget, memory, readiness.clone());
     let admin = tokio::spawn(async move { axum::serve(admin, pages).await });
     if let Err(error) = store.check().await {
         // It may come later; until then everything is forwarded.

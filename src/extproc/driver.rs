@@ -281,7 +281,7 @@ impl Conversation {
                     return self.reply(reply, session, body, phase);
                 }
                 Effect::Invalidate(sources, reply) => {
-                    self.shared.fills.marks.set(sources);
+                    self.shared.fills.invalidate(sources);
                     return self.reply(reply, session, body, phase);
                 }
                 Effect::Reply(reply) => return self.reply(reply, session, body, phase),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tracing::{debug, warn};
 
 use super::sending::ROOM_BYTES;
@@ -13,6 +14,7 @@ use crate::collapse::Refreshes;
 use crate::entry::Record;
 use crate::fetch::Fetcher;
 use crate::fill::Fills;
+use crate::memory::Kept;
 use crate::policy::{Key, LookupMethod, MissReason};
 use crate::session::{Answer, StoredBody};
 use crate::store::{self, BodyStream, Store};
@@ -31,6 +33,8 @@ pub struct Shared {
     pub fills: Fills,
     /// Makes requests of our own.
     pub fetcher: Fetcher,
+    /// Comparisons of what memory has with the store that may be under way.
+    pub rechecks: Arc<Semaphore>,
     /// Which keys are being refreshed.
     pub refreshes: Refreshes,
     /// Where everything is counted.
@@ -96,6 +100,7 @@ impl Shared {
     ) -> Result<Fetched, store::Error> {
         let time_left = || self.lookup_deadline.saturating_sub(since.elapsed());
         let timed_out = |_| store::Error::TimedOut;
+        let asked = self.fills.marks.now();
         let found = tokio::time::timeout(time_left(), self.find(key, method))
             .await
             .map_err(timed_out)??;
@@ -122,14 +127,35 @@ impl Shared {
         } else {
             (StoredBody::Streamed, Some(body))
         };
+        let record = Arc::new(record);
+        if let StoredBody::Held(chunks) = &held {
+            let record = Arc::clone(&record);
+            self.fills.memory.put(key, record, chunks, asked);
+        }
         Ok(Fetched {
-            answer: Answer::Found {
-                record: Arc::new(record),
-                body: held,
-            },
+            answer: Answer::Found { record, body: held },
             body: streamed,
             room: Some(room),
         })
+    }
+
+    /// Compares what memory has with the store, in the background. What is not there any more, or not
+    /// the same, goes; a store that does not answer changes nothing.
+    fn recheck(&self, key: Key, entry: Arc<Kept>) {
+        let Ok(slot) = Arc::clone(&self.rechecks).try_acquire_owned() else {
+            return;
+        };
+        let (store, memory) = (Arc::clone(&self.store), self.fills.memory.clone());
+        self.fills.tasks.spawn(async move {
+            let is_same = match store.head(&key).await {
+                Ok(record) => record.is_some_and(|record| record == *entry.record),
+                Err(_) => true,
+            };
+            if !is_same {
+                memory.remove_this(&key, &entry);
+            }
+            drop(slot);
+        });
     }
 
     /// Everything of [`Shared::fetch`] that needs no room.
@@ -155,6 +181,19 @@ impl Shared {
             let horizon = before.max(marks.horizon(key.source()));
             horizon.is_some_and(|horizon| record.response_time <= horizon)
         };
+        let kept = self.fills.memory.get(key);
+        let kept = kept.filter(|hit| !is_hidden(&hit.entry.record));
+        if self.fills.memory.is_on() {
+            self.metrics.memory_lookup(kept.is_some());
+        }
+        if let Some(hit) = kept {
+            let record = Arc::clone(&hit.entry.record);
+            let body = StoredBody::Held(vec![hit.entry.body.clone()]);
+            if hit.is_due {
+                self.recheck(key.clone(), hit.entry);
+            }
+            return Ok(found(record, body));
+        }
         let invalidated = || Source::Fetched(Fetched::nothing(MissReason::Invalidated));
         Ok(match method {
             LookupMethod::Head => match self.store.head(key).await? {

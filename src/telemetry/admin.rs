@@ -11,6 +11,7 @@ use axum::routing::get;
 
 use super::Metrics;
 use crate::budget::Budget;
+use crate::memory::Memory;
 
 /// Whether new requests should be sent here; clones share it.
 #[derive(Debug, Clone, Default)]
@@ -28,11 +29,14 @@ impl Readiness {
 }
 
 /// The pages. They show nothing that needs to be kept secret, and change nothing.
-pub fn router(metrics: Metrics, budget: Budget, readiness: Readiness) -> Router {
+pub fn router(metrics: Metrics, budget: Budget, memory: Memory, readiness: Readiness) -> Router {
     Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(readyz).with_state(readiness))
-        .route("/metrics", get(scrape).with_state((metrics, budget)))
+        .route(
+            "/metrics",
+            get(scrape).with_state((metrics, budget, memory)),
+        )
 }
 
 async fn readyz(State(readiness): State<Readiness>) -> impl IntoResponse {
@@ -43,7 +47,10 @@ async fn readyz(State(readiness): State<Readiness>) -> impl IntoResponse {
     }
 }
 
-async fn scrape(State((metrics, budget)): State<(Metrics, Budget)>) -> impl IntoResponse {
+async fn scrape(
+    State((metrics, budget, memory)): State<(Metrics, Budget, Memory)>,
+) -> impl IntoResponse {
+    metrics.set_memory(memory.usage());
     metrics.set_reserved_bytes(budget.reserved_bytes());
     (
         [(

@@ -32,6 +32,9 @@ pub struct Metrics {
     streams: Gauge,
     open_fills: Gauge,
     reserved_bytes: Gauge<i64, AtomicI64>,
+    memory_bytes: Gauge<i64, AtomicI64>,
+    memory_entries: Gauge<i64, AtomicI64>,
+    memory_lookups: Family<ResultLabel, Counter>,
     store_operations: Family<StoreLabels, Histogram>,
     store_breaker: Gauge<i64, AtomicI64>,
 }
@@ -99,6 +102,9 @@ impl Metrics {
             streams: Gauge::default(),
             open_fills: Gauge::default(),
             reserved_bytes: Gauge::default(),
+            memory_bytes: Gauge::default(),
+            memory_entries: Gauge::default(),
+            memory_lookups: Family::default(),
             store_operations: Family::new_with_constructor(histogram),
             store_breaker: Gauge::default(),
             registry: Arc::new(Registry::default()),
@@ -172,6 +178,22 @@ impl Metrics {
             "What fills and hits hold of the memory budget now",
             Unit::Bytes,
             metrics.reserved_bytes.clone(),
+        );
+        registry.register_with_unit(
+            "memory",
+            "What the memory tier holds now",
+            Unit::Bytes,
+            metrics.memory_bytes.clone(),
+        );
+        registry.register(
+            "memory_entries",
+            "Entries in the memory tier now",
+            metrics.memory_entries.clone(),
+        );
+        registry.register(
+            "memory_lookups",
+            "Lookups by whether the memory tier had the entry: hit or miss",
+            metrics.memory_lookups.clone(),
         );
         registry.register_with_unit(
             "store_operation_duration",
@@ -267,6 +289,22 @@ impl Metrics {
     pub fn set_reserved_bytes(&self, bytes: u64) {
         self.reserved_bytes
             .set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    /// Bytes and entries of the memory tier now; called before each scrape.
+    pub fn set_memory(&self, (bytes, entries): (u64, usize)) {
+        self.memory_bytes
+            .set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        self.memory_entries
+            .set(i64::try_from(entries).unwrap_or(i64::MAX));
+    }
+
+    /// The memory tier was asked.
+    pub fn memory_lookup(&self, is_hit: bool) {
+        let result = if is_hit { "hit" } else { "miss" };
+        self.memory_lookups
+            .get_or_create(&ResultLabel { result })
+            .inc();
     }
 
     /// An operation of the store is over.

@@ -13,6 +13,7 @@ use afterimage::extproc::{Patience, Routes, Shared, service};
 use afterimage::fetch::Fetcher;
 use afterimage::fill::Fills;
 use afterimage::marks::{Bounds, Marks};
+use afterimage::memory::Memory;
 use afterimage::policy::{Key, Source};
 use afterimage::store::{Error, Found, MemoryStore, Store, Writer};
 use afterimage::telemetry::Metrics;
@@ -34,7 +35,7 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tokio_util::task::TaskTracker;
 use tonic::Streaming;
@@ -78,6 +79,7 @@ impl Processor {
         let marks = Marks::new(Arc::clone(&store), clock.clone(), tasks.clone(), bounds);
         let fills = Fills {
             marks: marks.clone(),
+            memory: Memory::new(0, 0, Duration::ZERO, marks.clone()),
             store: Arc::clone(&store),
             budget: budget.clone(),
             in_flight: InFlight::default(),
@@ -96,6 +98,7 @@ impl Processor {
                 extension: None,
                 wait: Duration::ZERO,
             },
+            rechecks: Arc::new(Semaphore::new(1)),
             refreshes: Refreshes::default(),
             metrics: metrics.clone(),
             clock: clock.clone(),

@@ -7,8 +7,8 @@ use reqwest::Method;
 use tokio::task::JoinHandle;
 
 use crate::scripted::{
-    KIB, MIB, NOT_STORED, SHORT_LOOKUPS, STORED, aborted, commits_reach, entries, generic,
-    is_quiet, png, requests, until,
+    KIB, MIB, NO_MEMORY, NOT_STORED, SHORT_LOOKUPS, STORED, aborted, commits_reach, entries,
+    generic, is_quiet, png, requests, until,
 };
 use crate::support::client::{Answer, Client};
 use crate::support::origin::{Cut, Framing, Gate, Origin, Script};
@@ -309,6 +309,7 @@ async fn a_hit_without_room_is_forwarded() -> Result<()> {
     let stack = generic(&origin, Store::Local)
         .settings("limits: {budget: 1MiB}")
         .settings(SHORT_LOOKUPS)
+        .settings(NO_MEMORY)
         .start()
         .await?;
     let body = png(600 * KIB);

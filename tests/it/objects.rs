@@ -8,6 +8,7 @@ use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
 use aws_sdk_s3::presigning::PresigningConfig;
 use aws_sdk_s3::{Client, Config};
 
+use crate::scripted::NO_MEMORY;
 use crate::support::client::Answer;
 use crate::support::garage;
 use crate::support::stack::{Stack, Store};
@@ -56,7 +57,11 @@ async fn an_object_is_the_image_itself_with_its_type_and_its_freshness() -> Resu
 
 #[tokio::test]
 async fn an_object_that_is_not_the_one_stored_is_not_served() -> Result<()> {
-    let mut stack = Stack::builder().store(Store::Garage).start().await?;
+    let mut stack = Stack::builder()
+        .store(Store::Garage)
+        .settings(NO_MEMORY)
+        .start()
+        .await?;
     let url = format!("{COFFEE}@png");
     let own = stack.get(&url).await?;
     stack.commits_reach(1).await?;

@@ -55,6 +55,9 @@ pub(crate) fn generic(origin: &Origin, store: Store) -> Builder {
         })
 }
 
+/// Every hit comes out of the store.
+pub(crate) const NO_MEMORY: &str = "memory: {max_bytes: 0B}";
+
 /// Lookups give up early, as they do by default.
 pub(crate) const SHORT_LOOKUPS: &str = "limits: {lookup_timeout: 300ms}";
 

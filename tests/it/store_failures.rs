@@ -9,8 +9,8 @@ use reqwest::Method;
 
 use crate::bucket::{Bucket, Object};
 use crate::scripted::{
-    KIB, MIB, NOT_STORED, SHORT_LOOKUPS, STORED, aborted, commits_reach, committed, entries,
-    generic, is_quiet, png, requests, until,
+    KIB, MIB, NO_MEMORY, NOT_STORED, SHORT_LOOKUPS, STORED, aborted, commits_reach, committed,
+    entries, generic, is_quiet, png, requests, until,
 };
 use crate::support::client::Answer;
 use crate::support::metrics::Metrics;
@@ -47,7 +47,10 @@ fn numbered(count: usize) -> Vec<String> {
 #[tokio::test]
 async fn a_killed_garage_is_not_missed_and_serves_hits_when_it_is_back() -> Result<()> {
     let origin = Origin::start().await?;
-    let mut stack = generic(&origin, Store::Garage).start().await?;
+    let mut stack = generic(&origin, Store::Garage)
+        .settings(NO_MEMORY)
+        .start()
+        .await?;
     let body = png(50 * KIB);
     let script = Script::ok("image/png", body.clone());
     origin.otherwise(move |_| script.clone());
@@ -88,6 +91,7 @@ async fn a_frozen_garage_costs_one_deadline_each_until_the_breaker_opens() -> Re
     let mut stack = generic(&origin, Store::Garage)
         .settings("limits: {breaker_failures: 3, breaker_wait: 8s}")
         .settings(SHORT_LOOKUPS)
+        .settings(NO_MEMORY)
         .start()
         .await?;
     let body = png(50 * KIB);
@@ -263,7 +267,10 @@ const DAMAGES: [(&str, &str, Damage); 9] = [
 #[tokio::test]
 async fn a_damaged_file_is_never_served_and_is_replaced() -> Result<()> {
     let origin = Origin::start().await?;
-    let stack = generic(&origin, Store::Local).start().await?;
+    let stack = generic(&origin, Store::Local)
+        .settings(NO_MEMORY)
+        .start()
+        .await?;
     let body = png(50 * KIB);
     let script = Script::ok("image/png", body.clone());
     origin.otherwise(move |_| script.clone());
@@ -293,7 +300,10 @@ async fn a_damaged_file_is_never_served_and_is_replaced() -> Result<()> {
 #[tokio::test]
 async fn a_changed_object_is_never_served_and_is_replaced() -> Result<()> {
     let origin = Origin::start().await?;
-    let mut stack = generic(&origin, Store::Garage).start().await?;
+    let mut stack = generic(&origin, Store::Garage)
+        .settings(NO_MEMORY)
+        .start()
+        .await?;
     let bucket = Bucket::of(stack.garage())?;
     let body = png(50 * KIB);
     let script = Script::ok("image/png", body.clone());
