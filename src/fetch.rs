@@ -134,6 +134,7 @@ impl Fetcher {
                 (failure(), None)
             }
         };
+        let status = head.status;
         let Some(mut session) = self
             .handle(session, Event::Response(head), &mut copying)
             .await
@@ -163,7 +164,7 @@ impl Fetcher {
             }
         }
         copying.committed().await;
-        fetched(session.report())
+        fetched(session.report(), status)
     }
 
     async fn ask(&self, fetch: Fetch) -> Result<Response<Incoming>, Box<dyn std::error::Error>> {
@@ -239,14 +240,14 @@ impl fmt::Debug for Fetcher {
 }
 
 /// What the end of the session means for the entry.
-fn fetched(report: Report) -> Fetched {
+fn fetched(report: Report, status: StatusCode) -> Fetched {
     match report {
         Report::Revalidated => Fetched::Freshened,
         Report::Miss {
             copy: Copied::Whole,
             ..
         } => Fetched::Stored,
-        Report::Stale => Fetched::Failed,
+        Report::Stale => Fetched::Failed(status),
         Report::Hit
         | Report::Bypass(_)
         | Report::Method { .. }

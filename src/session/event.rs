@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::StatusCode;
 
 use super::effect::StoredBody;
 use crate::entry::Record;
@@ -59,8 +60,8 @@ pub enum Fetched {
     Freshened,
     /// There is a new entry.
     Stored,
-    /// The upstream could not answer.
-    Failed,
+    /// The upstream could not answer; the status that says so.
+    Failed(StatusCode),
     /// The upstream's answer was not stored.
     NotStored,
     /// It was not made, or did not end in time.
@@ -73,7 +74,7 @@ impl Fetched {
         match self {
             Self::Freshened => "freshened",
             Self::Stored => "stored",
-            Self::Failed => "failed",
+            Self::Failed(_) => "failed",
             Self::NotStored => "not_stored",
             Self::Nothing => "nothing",
         }

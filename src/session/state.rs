@@ -282,7 +282,7 @@ impl Asked {
                 };
                 (report, status(record.status.as_u16(), true))
             }
-            Fetched::Failed if if_error => (Report::Stale, status(503, false)),
+            Fetched::Failed(error) if if_error => (Report::Stale, status(error.as_u16(), false)),
             _ => return self.forward(MissReason::Stale, None, now),
         };
         let reply = self.hit(record, body, age, status, MissReason::Stale.as_str(), now);
@@ -298,6 +298,7 @@ impl Asked {
     /// of our own while this one waits.
     fn ask_about(self, reason: MissReason, stored: Stored, now: Timestamp) -> Step {
         if let (StoredBody::Streamed, MissReason::Stale) = (&stored.body, reason)
+            && !self.lookup.control.only_if_cached
             && let Some(refresh) = self.refresh(&stored, now)
         {
             let fetching = Fetching {
@@ -369,7 +370,7 @@ struct After {
 impl Fetching {
     pub(super) fn ended(self, fetched: Fetched, now: Timestamp) -> Step {
         match fetched {
-            Fetched::Freshened | Fetched::Stored | Fetched::Failed => {
+            Fetched::Freshened | Fetched::Stored | Fetched::Failed(_) => {
                 // It may be another variant's by now.
                 let mut asked = self.asked;
                 asked.variants = None;

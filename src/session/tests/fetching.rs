@@ -111,14 +111,18 @@ fn what_is_too_large_to_be_held_gives_way_to_a_new_body() {
 
 #[test]
 fn rfc5861_4_what_is_too_large_to_be_held_stands_in_for_an_error() {
-    let (session, effect) = ended(60, Fetched::Failed, |key| large(record(key, 60)));
+    let (session, effect) = ended(60, Fetched::Failed(StatusCode::BAD_GATEWAY), |key| {
+        large(record(key, 60))
+    });
     assert_eq!(
         hit(effect).headers["cache-status"],
-        "afterimage; fwd=stale; fwd-status=503"
+        "afterimage; fwd=stale; fwd-status=502"
     );
     assert_eq!(session.report(), Report::Stale);
     // Not after its window.
-    let (_, effect) = ended(160, Fetched::Failed, |key| large(record(key, 160)));
+    let (_, effect) = ended(160, Fetched::Failed(StatusCode::BAD_GATEWAY), |key| {
+        large(record(key, 160))
+    });
     assert!(matches!(effect, Effect::Reply(Reply::Forward(_))));
 }
 

@@ -8,6 +8,7 @@ fn policy() -> Policy {
     generic.invalidates = true;
     let mut policy = testing::policy(Kind::Generic(generic));
     policy.clients = Clients::Obeyed;
+    policy.upstream = super::fetching::policy().upstream.clone();
     policy.via = Some(HeaderValue::from_static("1.1 us"));
     policy
 }
@@ -67,7 +68,8 @@ fn rfc9111_5_2_1_7_only_if_cached_never_reaches_the_upstream() {
     let line = [("cache-control", "only-if-cached")];
     let absent = |_: &Key| Event::Answer(Answer::Nothing(MissReason::Absent));
     let stale = |key: &Key| found(record(key, 1000));
-    for answer in [&absent as &dyn Fn(&Key) -> Event, &stale] {
+    let too_large = |key: &Key| large(record(key, 1000));
+    for answer in [&absent as &dyn Fn(&Key) -> Event, &stale, &too_large] {
         let (session, key) = looking_up(Method::GET, &line);
         let (session, effect) = step(session, answer(&key));
         assert_eq!(hit(effect).status, 504);
