@@ -27,8 +27,11 @@ use tracing::debug;
 use crate::clock::{Clock, Timestamp};
 use crate::collapse::Claim;
 use crate::fill::{Copying, Fills};
+use crate::marks::Moment;
 use crate::policy::{Fetch, Provenance, RequestHead, ResponseHead};
-use crate::session::{Copied, Effect, Event, Fetched, Refresh, Report, Session};
+use crate::session::{
+    AbortReason, Copied, CopyStep, Effect, Event, Fetched, Refresh, Report, Session,
+};
 use crate::transport::{self, Client, Endpoint};
 
 /// Marks our own requests: seconds since the epoch, a dot, and a MAC over them and the path.
@@ -126,7 +129,10 @@ impl Fetcher {
 
     async fn run(&self, refresh: Refresh) -> Fetched {
         let Refresh { fetch, session, .. } = refresh;
-        let mut copying = Copying::new(self.fills.metrics.clone(), self.fills.marks.now());
+        let mut run = Run {
+            asked: self.fills.marks.now(),
+            copying: None,
+        };
         let (head, body) = match self.ask(fetch).await {
             Ok(response) => read(response),
             Err(error) => {
@@ -135,10 +141,7 @@ impl Fetcher {
             }
         };
         let status = head.status;
-        let Some(mut session) = self
-            .handle(session, Event::Response(head), &mut copying)
-            .await
-        else {
+        let Some(mut session) = self.handle(session, Event::Response(head), &mut run).await else {
             return Fetched::Nothing;
         };
         let mut body = body;
@@ -158,12 +161,14 @@ impl Fetcher {
                     },
                 },
             };
-            match self.handle(session, event, &mut copying).await {
+            match self.handle(session, event, &mut run).await {
                 Some(next) => session = next,
                 None => return Fetched::Nothing,
             }
         }
-        copying.committed().await;
+        if let Some(copying) = run.copying {
+            copying.committed().await;
+        }
         fetched(session.report(), status)
     }
 
@@ -189,25 +194,24 @@ impl Fetcher {
         &self,
         mut session: Session,
         mut event: Event,
-        copying: &mut Copying,
+        run: &mut Run,
     ) -> Option<Session> {
         loop {
             let (next, effect) = session.handle(event, self.clock.now()).ok()?;
             session = next;
             let lost = match effect {
-                Effect::Begin(plan) => match copying.begin(&self.fills, *plan) {
-                    Ok(()) => {
+                Effect::Begin(plan) => match Copying::begin(&self.fills, *plan, run.asked) {
+                    Ok(copying) => {
+                        run.copying = Some(copying);
                         event = Event::CopyBegun;
                         continue;
                     }
                     Err(reason) => Some(reason),
                 },
-                Effect::Copy(step) => copying.step(&self.fills, step).err(),
-                Effect::Finish(_) => copying
-                    .step(&self.fills, crate::session::CopyStep::Finish(Bytes::new()))
-                    .err(),
+                Effect::Copy(step) => run.copy(&self.fills, step),
+                Effect::Finish(_) => run.copy(&self.fills, CopyStep::Finish(Bytes::new())),
                 Effect::Freshen(freshened, _) => {
-                    self.fills.freshen(*freshened, copying.asked()).await;
+                    self.fills.freshen(*freshened, run.asked).await;
                     None
                 }
                 Effect::Forget(key, _) => {
@@ -228,6 +232,19 @@ impl Fetcher {
                 _ => return Some(session),
             }
         }
+    }
+}
+
+/// What one request has so far.
+struct Run {
+    /// When it was made.
+    asked: Moment,
+    copying: Option<Copying>,
+}
+
+impl Run {
+    fn copy(&mut self, fills: &Fills, step: CopyStep) -> Option<AbortReason> {
+        self.copying.as_mut()?.step(fills, step).err()
     }
 }
 

@@ -65,60 +65,43 @@ pub struct Fill {
     open: OpenGuard,
 }
 
-/// The copy of one response, from its begin to its end: at most one, and counted when it is lost.
+/// The copy of one response from its begin to its end, counted when it is lost.
 #[derive(Debug)]
 pub struct Copying {
     metrics: Metrics,
-    asked: Moment,
-    open: Option<(Fill, Stopwatch)>,
+    since: Stopwatch,
+    /// Until it is finished or lost.
+    open: Option<Fill>,
     commit: Option<JoinHandle<()>>,
 }
 
 impl Copying {
-    /// None yet, for a response that is asked for at this moment.
-    pub fn new(metrics: Metrics, asked: Moment) -> Self {
-        Self {
-            metrics,
-            asked,
-            open: None,
-            commit: None,
-        }
-    }
-
-    /// The response is asked for at this moment.
-    pub fn asks(&mut self, moment: Moment) {
-        self.asked = moment;
-    }
-
-    /// When the response was asked for.
-    pub fn asked(&self) -> Moment {
-        self.asked
-    }
-
-    /// Begins it.
+    /// Begins the copy of a response that was asked for at this moment.
     ///
     /// # Errors
     /// As [`Fills::begin`].
-    pub fn begin(&mut self, fills: &Fills, plan: FillPlan) -> Result<(), AbortReason> {
+    pub fn begin(fills: &Fills, plan: FillPlan, asked: Moment) -> Result<Self, AbortReason> {
         let fill = fills
-            .begin(plan, self.asked)
-            .inspect_err(|&reason| self.metrics.aborted(reason))?;
-        self.open = Some((fill, Stopwatch::start()));
-        Ok(())
+            .begin(plan, asked)
+            .inspect_err(|&reason| fills.metrics.aborted(reason))?;
+        Ok(Self {
+            metrics: fills.metrics.clone(),
+            since: Stopwatch::start(),
+            open: Some(fill),
+            commit: None,
+        })
     }
 
-    /// Does the next step, if there is a copy.
+    /// Does the next step, if the copy is still open.
     ///
     /// # Errors
     /// Why the copy is gone, other than by [`CopyStep::Abort`].
     pub fn step(&mut self, fills: &Fills, step: CopyStep) -> Result<(), AbortReason> {
-        let Some((fill, since)) = self.open.take() else {
+        let Some(fill) = self.open.take() else {
             return Ok(());
         };
         let appended = match step {
-            CopyStep::Append(bytes) => fills
-                .append(fill, bytes)
-                .map(|fill| self.open = Some((fill, since))),
+            CopyStep::Append(bytes) => fills.append(fill, bytes).map(|fill| self.open = Some(fill)),
             CopyStep::Finish(bytes) => fills
                 .append(fill, bytes)
                 .map(|fill| self.commit = Some(fills.finish(fill))),
@@ -132,8 +115,8 @@ impl Copying {
 
     /// How much of `deadline` is left for an open copy; `None` without one.
     pub fn time_left(&self, deadline: Duration) -> Option<Duration> {
-        let (_, since) = self.open.as_ref()?;
-        Some(deadline.saturating_sub(since.elapsed()))
+        self.open.as_ref()?;
+        Some(deadline.saturating_sub(self.since.elapsed()))
     }
 
     /// Gives up an open copy.

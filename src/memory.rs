@@ -24,8 +24,8 @@ use crate::policy::{Key, Source};
 /// What an entry costs beside its body and its fields: key, record, and its place in the cache.
 const ENTRY_BYTES: u64 = 512;
 
-/// Parts that are locked by themselves. Each holds as much of the whole, so that few large bodies
-/// do not crowd one out while others have room.
+/// Parts that are locked by themselves. Each has its share of the bytes and keeps nothing larger, so
+/// there are few.
 const SHARDS: usize = 4;
 
 /// Of the average entry, to choose the size of the tables; being wrong costs nothing but memory.
@@ -75,7 +75,8 @@ impl Weighter<Key, Arc<Kept>> for Weight {
 }
 
 impl Memory {
-    /// Holds at most `max_bytes`, and bodies up to `largest_body`; none with 0. Entries are compared
+    /// Holds at most `max_bytes`, and bodies up to `largest_body` and a quarter of `max_bytes`; none
+    /// with 0. Entries are compared
     /// with the store every `recheck`.
     pub fn new(max_bytes: u64, largest_body: u64, recheck: Duration, marks: Marks) -> Self {
         if max_bytes == 0 {
@@ -124,8 +125,8 @@ impl Memory {
     }
 
     /// Keeps a whole, proved entry that was asked for, from the upstream or the store, at `asked`,
-    /// unless it was invalidated since. The body is copied where it is a part of something larger, so
-    /// that what is counted is what is held.
+    /// unless it was invalidated since. The body is copied, because it may be a part of a larger buffer:
+    /// what is counted is what is held.
     pub fn put(&self, key: &Key, record: Arc<Record>, body: &[Bytes], asked: Moment) {
         let Some(shared) = &self.0 else {
             return;

@@ -14,6 +14,7 @@ use super::wire::{self, Message, Phase, ProcessingRequest, ProcessingResponse, R
 use crate::collapse::Claim;
 use crate::fetch::Fetching;
 use crate::fill::Copying;
+use crate::marks::Moment;
 use crate::policy::{BypassReason, Key, RequestHead};
 use crate::session::{
     AbortReason, CopyStep, Effect, Event, Fetched, Hit, HitBody, Reply, Report, Session,
@@ -27,8 +28,10 @@ pub(super) struct Conversation {
     state: State,
     log: Log,
     /// Held until the conversation is over: by then the refreshed entry is there, or is not coming.
-    refresh: Option<Claim>,
-    copying: Copying,
+    claim: Option<Claim>,
+    /// When the request was sent on; before that, when it came.
+    asked: Moment,
+    copying: Option<Copying>,
 }
 
 enum State {
@@ -59,12 +62,13 @@ impl Conversation {
         policy: Option<String>,
     ) -> Self {
         Self {
-            copying: Copying::new(shared.metrics.clone(), shared.fills.marks.now()),
+            asked: shared.fills.marks.now(),
+            copying: None,
             log: Log::new(Arc::clone(&shared)),
             shared,
             inbound,
             state: State::Opening(policy),
-            refresh: None,
+            claim: None,
         }
     }
 
@@ -103,7 +107,9 @@ impl Conversation {
     /// Waits for a message, and meanwhile for the deadline of a fill.
     async fn receive(&mut self) -> Option<Message> {
         loop {
-            let time_left = self.copying.time_left(self.shared.fills.deadline);
+            let deadline = self.shared.fills.deadline;
+            let time_left = self.copying.as_ref();
+            let time_left = time_left.and_then(|copying| copying.time_left(deadline));
             let message = match time_left {
                 None => self.inbound.message().await,
                 Some(time_left) => {
@@ -217,14 +223,14 @@ impl Conversation {
                     event = Event::Answer(fetched.answer);
                 }
                 Effect::ClaimRefresh(key) => {
-                    self.refresh = self.shared.refreshes.claim(&key);
-                    event = match self.refresh {
+                    self.claim = self.shared.refreshes.claim(&key);
+                    event = match self.claim {
                         Some(_) => Event::RefreshClaimed,
                         None => Event::RefreshTaken,
                     };
                 }
                 Effect::Refresh(refresh, reply) => {
-                    if let Some(claim) = self.refresh.take() {
+                    if let Some(claim) = self.claim.take() {
                         drop(self.shared.fetcher.start(*refresh, claim));
                     }
                     return self.reply(reply, session, body, phase);
@@ -249,11 +255,16 @@ impl Conversation {
                         },
                     }
                 }
-                Effect::Begin(plan) => match self.copying.begin(&self.shared.fills, *plan) {
-                    Ok(()) => event = Event::CopyBegun,
-                    Err(reason) => event = Event::CopyLost(reason),
-                },
-                Effect::Copy(step) => match self.copying.step(&self.shared.fills, step) {
+                Effect::Begin(plan) => {
+                    match Copying::begin(&self.shared.fills, *plan, self.asked) {
+                        Ok(copying) => {
+                            self.copying = Some(copying);
+                            event = Event::CopyBegun;
+                        }
+                        Err(reason) => event = Event::CopyLost(reason),
+                    }
+                }
+                Effect::Copy(step) => match self.copy(step) {
                     Err(reason) if !session.is_done() => event = Event::CopyLost(reason),
                     step => {
                         if let Err(reason) = step {
@@ -264,14 +275,14 @@ impl Conversation {
                 },
                 Effect::Finish(reply) => {
                     let finish = CopyStep::Finish(Bytes::new());
-                    if let Err(reason) = self.copying.step(&self.shared.fills, finish) {
+                    if let Err(reason) = self.copy(finish) {
                         self.log.report.lose_copy(reason);
                     }
                     return self.reply(reply, session, body, phase);
                 }
                 Effect::Freshen(freshened, reply) => {
                     let fills = self.shared.fills.clone();
-                    let asked = self.copying.asked();
+                    let asked = self.asked;
                     let freshen = async move { fills.freshen(*freshened, asked).await };
                     self.shared.fills.tasks.spawn(freshen);
                     return self.reply(reply, session, body, phase);
@@ -293,6 +304,14 @@ impl Conversation {
         }
     }
 
+    /// Does one step of the copy, if there is one.
+    fn copy(&mut self, step: CopyStep) -> Result<(), AbortReason> {
+        match &mut self.copying {
+            Some(copying) => copying.step(&self.shared.fills, step),
+            None => Ok(()),
+        }
+    }
+
     fn reply(
         &mut self,
         reply: Reply,
@@ -310,7 +329,7 @@ impl Conversation {
         let answer = match reply {
             Reply::Bypass => self.with_outcome(wire::bypass(), report),
             Reply::Forward(changes) => {
-                self.copying.asks(self.shared.fills.marks.now());
+                self.asked = self.shared.fills.marks.now();
                 if body.is_some() {
                     // The stored body is not going to be read.
                     self.log.room = None;
@@ -399,7 +418,9 @@ impl Conversation {
     }
 
     fn lose_copy(&mut self, reason: AbortReason) {
-        self.copying.abort(reason);
+        if let Some(copying) = &mut self.copying {
+            copying.abort(reason);
+        }
         let State::Open(session) = std::mem::replace(&mut self.state, State::Over) else {
             return;
         };

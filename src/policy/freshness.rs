@@ -42,6 +42,8 @@ pub(super) struct Terms {
     pub(super) stale_while_revalidate: u64,
     /// Seconds after it in which it may be served in place of an error.
     pub(super) stale_if_error: u64,
+    /// Whether it may be served after it to a client that takes it.
+    if_taken: bool,
 }
 
 impl Policy {
@@ -52,7 +54,10 @@ impl Policy {
             .saturating_add(now.seconds_since(record.response_time));
         let terms = self
             .terms(record.status, &record.headers, record.response_time)
-            .unwrap_or(Terms::NONE);
+            .unwrap_or(Terms {
+                if_taken: true,
+                ..Terms::NONE
+            });
         if age < terms.lifetime {
             return Freshness::Fresh {
                 age,
@@ -65,9 +70,7 @@ impl Policy {
             staleness,
             while_revalidate: staleness < terms.stale_while_revalidate,
             if_error: staleness < terms.stale_if_error,
-            if_taken: !CacheControl::directed_at_us(&record.headers, &self.targeted)
-                .control
-                .forbids_stale(),
+            if_taken: terms.if_taken,
         }
     }
 
@@ -94,6 +97,7 @@ impl Policy {
         if fallback.is_some() && control.max_age == fallback {
             return explicit.map(|lifetime| Terms {
                 lifetime: lifetime.min(rules.ceiling.as_secs()),
+                if_taken: !control.forbids_stale(),
                 ..Terms::NONE
             });
         }
@@ -118,6 +122,7 @@ impl Policy {
                 rules.stale_while_revalidate,
             ),
             stale_if_error: window(control.stale_if_error, rules.stale_if_error),
+            if_taken: !control.forbids_stale(),
         })
     }
 }
@@ -128,6 +133,7 @@ impl Terms {
         lifetime: 0,
         stale_while_revalidate: 0,
         stale_if_error: 0,
+        if_taken: false,
     };
 }
 

@@ -90,10 +90,7 @@ impl Policy {
         ];
         let given: Vec<bool> = pairs
             .iter()
-            .filter_map(|(name, stored)| {
-                Some(response.headers.get(name) == *stored)
-                    .filter(|_| response.headers.contains_key(name))
-            })
+            .filter_map(|(name, stored)| Some(Some(response.headers.get(name)?) == *stored))
             .collect();
         if given.is_empty() {
             return Checked::Nothing;

@@ -51,8 +51,7 @@ impl Start {
                 };
                 let asked = Asked {
                     policy: self.policy,
-                    primary: lookup.key.clone(),
-                    variants: None,
+                    selected: None,
                     request: head,
                     lookup: *lookup,
                     largest_bytes: self.largest_bytes,
@@ -97,13 +96,27 @@ struct Asked {
     request: RequestHead,
     /// What is asked for; its key is that of a variant as soon as one is selected.
     lookup: Lookup,
-    primary: Key,
-    /// What stands under the primary key, where its responses vary by more than that.
-    variants: Option<Variants>,
+    /// What was read before the variant, where the responses vary by more than the primary key.
+    selected: Option<Selected>,
     largest_bytes: u64,
 }
 
+/// What stands under the primary key of a request that asks for a variant.
+#[derive(Debug, Clone)]
+struct Selected {
+    primary: Key,
+    variants: Variants,
+}
+
 impl Asked {
+    /// The key without what `Vary` names.
+    fn primary(&self) -> &Key {
+        match &self.selected {
+            Some(selected) => &selected.primary,
+            None => &self.lookup.key,
+        }
+    }
+
     /// The answer out of a stored response.
     fn hit(
         &self,
@@ -176,7 +189,7 @@ pub struct LookingUp {
 impl LookingUp {
     pub(super) fn answer(self, answer: Answer, now: Timestamp) -> Step {
         let (record, body) = match answer {
-            Answer::Nothing(MissReason::Absent) if self.asked.variants.is_some() => {
+            Answer::Nothing(MissReason::Absent) if self.asked.selected.is_some() => {
                 return self.asked.forward(MissReason::Variant, None, now);
             }
             Answer::Nothing(reason) => return self.asked.forward(reason, None, now),
@@ -373,8 +386,9 @@ impl Fetching {
             Fetched::Freshened | Fetched::Stored | Fetched::Failed(_) => {
                 // It may be another variant's by now.
                 let mut asked = self.asked;
-                asked.variants = None;
-                asked.lookup.key = asked.primary.clone();
+                if let Some(selected) = asked.selected.take() {
+                    asked.lookup.key = selected.primary;
+                }
                 let effect = Effect::LookUp {
                     key: asked.lookup.key.clone(),
                     method: asked.lookup.method,
@@ -436,13 +450,15 @@ impl Claiming {
 impl Asked {
     /// Looks up the variant that this request selects.
     fn select(mut self, variants: &Variants, after: Option<After>, now: Timestamp) -> Step {
-        if self.variants.is_some() {
+        if self.selected.is_some() {
             return self.forward(MissReason::Corrupt, None, now);
         }
-        self.variants = Some(variants.clone());
-        self.lookup.key = self
-            .primary
-            .variant(&variants.fields, &self.request.headers);
+        let primary = self.lookup.key;
+        self.lookup.key = primary.variant(&variants.fields, &self.request.headers);
+        self.selected = Some(Selected {
+            primary,
+            variants: variants.clone(),
+        });
         let effect = Effect::LookUp {
             key: self.lookup.key.clone(),
             method: self.lookup.method,
@@ -453,18 +469,17 @@ impl Asked {
     /// Under which key a response is stored, and what has to stand under the primary one then.
     fn place(&self, storable: &Storable) -> Result<(Key, Option<Signpost>), NotStorable> {
         if storable.varies_by.is_empty() {
-            return Ok((self.primary.clone(), None));
+            return Ok((self.primary().clone(), None));
         }
-        let key = self
-            .primary
-            .variant(&storable.varies_by, &self.request.headers);
-        let known = self.variants.as_ref();
+        let primary = self.primary();
+        let key = primary.variant(&storable.varies_by, &self.request.headers);
+        let known = self.selected.as_ref().map(|selected| &selected.variants);
         let most = self.policy.store.variants;
         let variants = Variants::with(known, storable.varies_by.clone(), &key, most)
             .ok_or(NotStorable::Variants)?;
         let signpost = (known != Some(&variants)).then(|| Signpost {
-            key: self.primary.clone(),
-            record: Record::of_variants(&self.primary, variants, storable.response_time),
+            key: primary.clone(),
+            record: Record::of_variants(primary, variants, storable.response_time),
         });
         Ok((key, signpost))
     }
