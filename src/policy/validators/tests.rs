@@ -1,5 +1,3 @@
-use proptest::prelude::*;
-
 use super::*;
 
 const MODIFIED: &str = "Wed, 01 Jan 2025 00:00:00 GMT";
@@ -186,32 +184,4 @@ fn rfc9111_4_3_1_the_upstream_is_asked_with_its_own_validators() {
         conditions[1],
         (IF_MODIFIED_SINCE, HeaderValue::from_static(MODIFIED))
     );
-}
-
-proptest! {
-    #[test]
-    fn a_part_lies_within_the_body(range in "bytes=[0-9]{0,22}-[0-9]{0,22}", length in 0_u64..2000) {
-        if let Some(range) = ByteRange::parse(range.as_bytes())
-            && let Selected::Part { first, last } = range.of_length(length)
-        {
-            prop_assert!(first <= last && last < length);
-        }
-    }
-
-    #[test]
-    fn any_bytes_are_evaluated_without_a_panic(
-        name in proptest::sample::select(vec!["if-none-match", "if-modified-since", "range", "if-range"]),
-        value in proptest::collection::vec(32_u8..=255, 0..60),
-        etag in proptest::collection::vec(32_u8..=255, 0..10),
-    ) {
-        if let (Ok(value), Ok(etag)) = (HeaderValue::from_bytes(&value), HeaderValue::from_bytes(&etag)) {
-            let mut request = headers(&[("range", "bytes=1-2")]);
-            request.insert(http::HeaderName::from_static(name), value);
-            Conditions::of(&request, true).select(&Representation {
-                etag: Some(&etag),
-                headers: &HeaderMap::new(),
-                content_length: 5,
-            });
-        }
-    }
 }
