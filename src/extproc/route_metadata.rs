@@ -309,7 +309,6 @@ pub(crate) mod fuzzing {
         let text = String::from_utf8_lossy(bytes);
         let named = policy_name(&text);
         if text.len() + 20 < MAX_TEXT_BYTES && named.is_ok() {
-            let named = named.clone();
             assert_eq!(policy_name(&format!(" x: [y] #\n{text}\n# }}")), named);
         }
         let escaped: String = text.bytes().map(|byte| format!("\\{byte:o}")).collect();

@@ -162,8 +162,10 @@ const FORMATS: [(ImageFormat, &str); 3] = [
     (ImageFormat::Webp, "image/webp"),
 ];
 
+type Formats = &'static [(ImageFormat, &'static str)];
+
 /// Policies of imgproxies that choose all formats, and one.
-static CHOOSING: LazyLock<[(&[(ImageFormat, &str)], Policy); 2]> = LazyLock::new(|| {
+static CHOOSING: LazyLock<[(Formats, Policy); 2]> = LazyLock::new(|| {
     [&FORMATS[..], &FORMATS[1..2]].map(|formats| {
         let settings = Imgproxy {
             formats: formats.iter().map(|(format, _)| *format).collect(),

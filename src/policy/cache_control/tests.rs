@@ -106,7 +106,7 @@ fn rfc9111_3_5_what_lets_an_authorized_response_be_shared() {
 }
 
 #[test]
-fn rfc5861_stale_windows_are_read() {
+fn rfc5861_3_and_4_stale_windows_are_read() {
     let control = parse(&["max-age=1, stale-while-revalidate=30, stale-if-error=60"]);
     assert_eq!(control.stale_while_revalidate, Some(30));
     assert_eq!(control.stale_if_error, Some(60));

@@ -173,7 +173,7 @@ fn negative_statuses_have_the_policy_s_own_short_time() {
 }
 
 #[test]
-fn rfc5861_stale_windows_come_from_the_response_then_from_the_policy() {
+fn rfc5861_3_and_4_stale_windows_come_from_the_response_then_from_the_policy() {
     let policy_says = |rules: &mut FreshnessRules| {
         rules.stale_if_error = Some(Duration::from_secs(100));
     };
@@ -248,7 +248,7 @@ fn rfc9111_5_1_the_first_member_of_the_first_age_counts() {
 }
 
 #[test]
-fn an_entry_is_fresh_then_in_its_window_then_stale() {
+fn rfc9111_4_2_an_entry_is_fresh_then_in_its_window_then_stale() {
     let policy = policy(Kind::Generic(generic()));
     let record = Record {
         variants: None,

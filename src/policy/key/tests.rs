@@ -16,7 +16,7 @@ fn both_kinds() -> [Policy; 2] {
 }
 
 #[test]
-fn get_and_head_share_a_key() {
+fn rfc9111_4_get_and_head_share_a_key() {
     for policy in both_kinds() {
         let mut head = get(PATH, &[]);
         head.method = Method::HEAD;
@@ -28,7 +28,7 @@ fn get_and_head_share_a_key() {
 }
 
 #[test]
-fn methods_bodies_upgrades_and_credentials_bypass() {
+fn rfc9111_4_methods_bodies_upgrades_and_credentials_bypass() {
     for mut policy in both_kinds() {
         policy.cookies = Cookies::Bypass;
         for method in [

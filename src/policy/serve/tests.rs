@@ -60,7 +60,7 @@ fn names(served: &Served) -> Vec<&str> {
 }
 
 #[test]
-fn a_whole_hit_has_the_stored_fields_age_and_our_tag() {
+fn rfc9111_4_a_whole_hit_has_the_stored_fields_age_and_our_tag() {
     let served = serve(&image(), &[]);
     assert_eq!(served.status, 200);
     assert_eq!(served.body, ServedBody::Whole);
@@ -99,12 +99,16 @@ fn a_tag_of_the_upstream_from_before_works_as_a_miss() {
 }
 
 #[test]
-fn rfc9110_14_4_a_part_and_none_say_where_they_stand() {
+fn rfc9110_14_4_a_part_says_where_it_stands() {
     let part = serve(&image(), &[("range", "bytes=2-5")]);
     assert_eq!(part.status, 206);
     assert_eq!(part.body, ServedBody::Part { first: 2, last: 5 });
     assert_eq!(part.headers["content-range"], "bytes 2-5/10");
     assert_eq!(part.headers["content-type"], "image/png");
+}
+
+#[test]
+fn rfc9110_15_5_17_an_answer_without_a_part_says_how_much_there_is() {
     let none = serve(&image(), &[("range", "bytes=10-")]);
     assert_eq!(
         (none.status.as_u16(), none.body),

@@ -253,6 +253,75 @@ fn a_negative_status_is_stored_for_the_policy_s_time() {
 }
 
 #[test]
+fn rfc9111_3_3_and_4_a_part_is_neither_stored_nor_combined_with_another() {
+    let part = |status, range| ResponseHead {
+        status,
+        ..image_with(&[("content-range", range), ("etag", "\"x\"")])
+    };
+    let mut takes_all = policy(Kind::Generic(generic()));
+    takes_all.store.statuses = Statuses::Any;
+    for policy in [&takes_all, &policy(Kind::Imgproxy(imgproxy()))] {
+        let partial = part(StatusCode::PARTIAL_CONTENT, "bytes 0-2801/9999");
+        assert_eq!(judge(policy, &partial), Err(NotStorable::Status));
+        let whole = part(StatusCode::OK, "bytes 0-2801/2802");
+        assert_eq!(judge(policy, &whole), Err(NotStorable::ContentRange));
+    }
+}
+
+#[test]
+fn rfc9111_5_2_2_what_each_directive_does() {
+    let policy = policy(Kind::Generic(generic()));
+    for (line, expected, lifetime, is_shared, may_be_stale) in [
+        // 5.2.2.1
+        ("max-age=60", Ok(()), 60, false, true),
+        // 5.2.2.2
+        ("max-age=60, must-revalidate", Ok(()), 60, true, false),
+        // 5.2.2.3
+        ("max-age=60, must-understand", Ok(()), 60, false, true),
+        // 5.2.2.4
+        (
+            "max-age=60, no-cache",
+            Err(NotStorable::NoCache),
+            0,
+            false,
+            false,
+        ),
+        // 5.2.2.5
+        (
+            "max-age=60, no-store",
+            Err(NotStorable::NoStore),
+            60,
+            false,
+            true,
+        ),
+        // 5.2.2.6: nothing is transformed here.
+        ("max-age=60, no-transform", Ok(()), 60, false, true),
+        // 5.2.2.7
+        (
+            "max-age=60, private",
+            Err(NotStorable::Private),
+            60,
+            false,
+            true,
+        ),
+        // 5.2.2.8
+        ("max-age=60, proxy-revalidate", Ok(()), 60, false, false),
+        // 5.2.2.9
+        ("max-age=60, public", Ok(()), 60, true, true),
+        // 5.2.2.10
+        ("max-age=60, s-maxage=5", Ok(()), 5, true, false),
+    ] {
+        let head = image_with(&[("cache-control", line)]);
+        let control = CacheControl::of(&head.headers);
+        assert_eq!(judge(&policy, &head).map(|_| ()), expected, "{line}");
+        let terms = policy.terms(StatusCode::OK, &head.headers, NOW).unwrap();
+        assert_eq!(terms.lifetime, lifetime, "{line}");
+        assert_eq!(control.shares_authorized(), is_shared, "{line}");
+        assert_eq!(!control.forbids_stale(), may_be_stale, "{line}");
+    }
+}
+
+#[test]
 fn rfc9111_5_2_2_3_must_understand() {
     let mut policy = policy(Kind::Generic(generic()));
     policy.store.statuses = Statuses::Any;

@@ -102,7 +102,7 @@ fn rfc9111_4_3_2_without_last_modified_the_date_stands_for_it() {
 }
 
 #[test]
-fn rfc9110_14_2_a_single_range_selects_a_part() {
+fn rfc9110_14_1_2_which_bytes_a_range_means() {
     for (range, expected) in [
         ("bytes=0-3", part(0, 3)),
         ("BYTES=0-0", part(0, 0)),
@@ -114,6 +114,14 @@ fn rfc9110_14_2_a_single_range_selects_a_part() {
         ("bytes=10-", Selected::Unsatisfiable),
         ("bytes=99999999999999999999999-", Selected::Unsatisfiable),
         ("bytes=-0", Selected::Unsatisfiable),
+    ] {
+        assert_eq!(select("\"a\"", &[("range", range)]), expected, "{range}");
+    }
+}
+
+#[test]
+fn rfc9110_14_2_a_range_that_is_not_understood_is_ignored() {
+    for (range, expected) in [
         ("bytes=3-2", Selected::Whole),
         ("bytes=0-1,3-4", Selected::Whole),
         ("bytes=", Selected::Whole),
@@ -162,6 +170,32 @@ fn rfc9110_8_8_2_2_a_date_close_to_the_answer_is_no_strong_validator() {
 fn rfc9110_14_2_a_head_has_no_range() {
     let request = headers(&[("range", "bytes=0-1")]);
     assert!(Conditions::of(&request, false).is_empty());
+}
+
+#[test]
+fn rfc9110_13_1_1_and_4_if_match_and_if_unmodified_since_are_for_the_origin() {
+    for request in [
+        ("if-match", "\"x\""),
+        ("if-match", "*"),
+        ("if-unmodified-since", EARLIER),
+    ] {
+        assert_eq!(select("\"a\"", &[request]), Selected::Whole, "{request:?}");
+    }
+}
+
+#[test]
+fn rfc9110_8_8_3_2_the_weak_comparison() {
+    for (one, other, is_same) in [
+        ("\"1\"", "\"1\"", true),
+        ("W/\"1\"", "W/\"1\"", true),
+        ("W/\"1\"", "\"1\"", true),
+        ("W/\"1\"", "W/\"2\"", false),
+        ("\"1\"", "1", false),
+        ("1", "1", true),
+    ] {
+        let (one, other) = [one, other].map(HeaderValue::from_static).into();
+        assert_eq!(is_same_tag(&one, &other), is_same, "{one:?} {other:?}");
+    }
 }
 
 #[test]
