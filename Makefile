@@ -3,6 +3,9 @@
 # Where the development stack keeps its images: local (a directory) or garage (a real S3 store).
 STORE ?= local
 
+# How long each fuzz target runs.
+SECONDS ?= 60
+
 # One invocation for both, so that their dependencies are compiled once.
 BUILD = cargo build --release --bin afterimage --example dev
 DEV = cargo run --quiet --release --example dev --
@@ -11,7 +14,7 @@ DEV = cargo run --quiet --release --example dev --
 NODE_MODULES = examples/nextjs/node_modules/.package-lock.json
 
 .DEFAULT_GOAL = help
-.PHONY: help tools tools-up tools-test tools-examples build up down test conformance examples lint
+.PHONY: help tools tools-up tools-test tools-examples tools-fuzz build up down test fuzz conformance examples lint
 
 help: ## this list
 	@echo "Afterimage. Needs make, Rust, a C compiler and Python 3 with venv."
@@ -32,6 +35,16 @@ down: ## ends the stack
 test: tools-test ## the whole test suite, with the real components on free ports
 	cargo test
 
+# Coverage without a sanitizer, which stable Rust has: there is no unsafe code to watch. What a run has
+# learned is in fuzz/corpus for the next one; a finding is in fuzz/artifacts.
+fuzz: tools-fuzz ## fuzzes the readers of what others write, SECONDS=60 for each; needs a C++ compiler
+	@set -e; for target in $(notdir $(wildcard fuzz/seeds/*)); do \
+		mkdir -p fuzz/corpus/$$target; \
+		"$$(tests/tools.sh path cargo-fuzz)" run --sanitizer none --target-dir target/fuzz $$target \
+			fuzz/corpus/$$target fuzz/seeds/$$target -- \
+			-max_total_time=$(SECONDS) -max_len=512 -print_final_stats=1; \
+	done
+
 conformance: ## the public tests for HTTP caches; CACHE_TESTS=checkout of github.com/http-tests/cache-tests
 	@[ -n '$(CACHE_TESTS)' ] || { echo 'conformance: CACHE_TESTS is missing; run: git clone https://github.com/http-tests/cache-tests' \
 		'/tmp/cache-tests, then: make conformance CACHE_TESTS=/tmp/cache-tests' >&2; exit 1; }
@@ -47,6 +60,7 @@ $(NODE_MODULES): examples/nextjs/package.json examples/nextjs/package-lock.json 
 
 lint: ## format, clippy and documentation, warnings denied
 	cargo fmt --check
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --all-targets -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" cargo doc --no-deps --document-private-items
 
@@ -62,3 +76,8 @@ tools-test:
 
 tools-examples:
 	@tests/tools.sh chromium envoy node $(STAND_IN)
+
+# With the main package's versions, so that what is fuzzed is what is shipped.
+tools-fuzz:
+	@tests/tools.sh cargo-fuzz
+	@cp Cargo.lock fuzz/Cargo.lock

@@ -23,6 +23,9 @@ pub mod entry;
 pub mod extproc;
 pub mod fetch;
 pub mod fill;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod marks;
 pub mod memory;
 pub mod policy;

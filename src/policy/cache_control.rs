@@ -108,6 +108,12 @@ impl CacheControl {
         self.public || self.must_revalidate || self.s_maxage.is_some()
     }
 
+    /// The fields that may not be used without asking, or not be shared (RFC 9111 sections 5.2.2.4
+    /// and 5.2.2.7), where that is not so for the whole response.
+    pub fn unshared_fields(&self) -> impl Iterator<Item = &HeaderName> {
+        self.no_cache.fields().iter().chain(self.private.fields())
+    }
+
     fn add(&mut self, name: &[u8], argument: Option<&[u8]>) {
         // The length rules most names out at once.
         match name.len() {
@@ -240,25 +246,33 @@ impl RequestControl {
     }
 }
 
-/// `Cache-Control` with no lifetime above `seconds`; `None` when none is above it already.
-pub(super) fn limited_cache_control(headers: &HeaderMap, seconds: u64) -> Option<HeaderValue> {
+/// The lines of `Cache-Control` with no lifetime above `seconds`; `None` when none is above it
+/// already.
+pub(super) fn limited_cache_control(headers: &HeaderMap, seconds: u64) -> Option<Vec<HeaderValue>> {
     let control = CacheControl::of(headers);
     if control.max_age.max(control.s_maxage)? <= seconds {
         return None;
     }
+    // Lines stay lines, because a quote that is not closed reaches to the end of its own.
+    headers
+        .get_all(CACHE_CONTROL)
+        .iter()
+        .map(|line| limited_line(line.as_bytes(), seconds))
+        .collect()
+}
+
+fn limited_line(line: &[u8], seconds: u64) -> Option<HeaderValue> {
     let mut limited = Vec::new();
-    for line in headers.get_all(CACHE_CONTROL) {
-        for directive in Directives(line.as_bytes()) {
-            if !limited.is_empty() {
-                limited.extend_from_slice(b", ");
-            }
-            if is(directive.name, b"max-age") || is(directive.name, b"s-maxage") {
-                limited.extend_from_slice(directive.name);
-                let value = lifetime(directive.argument).min(seconds);
-                limited.extend_from_slice(format!("={value}").as_bytes());
-            } else {
-                limited.extend_from_slice(directive.text);
-            }
+    for directive in Directives(line) {
+        if !limited.is_empty() {
+            limited.extend_from_slice(b", ");
+        }
+        if is(directive.name, b"max-age") || is(directive.name, b"s-maxage") {
+            limited.extend_from_slice(directive.name);
+            let value = lifetime(directive.argument).min(seconds);
+            limited.extend_from_slice(format!("={value}").as_bytes());
+        } else {
+            limited.extend_from_slice(directive.text);
         }
     }
     HeaderValue::from_bytes(&limited).ok()

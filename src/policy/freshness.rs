@@ -1,7 +1,9 @@
 //! Age and freshness lifetime (RFC 9111 section 4.2, RFC 5861).
 
+use std::time::{Duration, UNIX_EPOCH};
+
 use http::header::{AGE, DATE, EXPIRES, LAST_MODIFIED};
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::cache_control::{CacheControl, Scope, delta_seconds};
 use super::{FreshnessRules, Policy};
@@ -105,7 +107,7 @@ impl Policy {
             .or_else(|| rules.negative_lifetime(status))
             .or_else(|| rules.heuristic_lifetime(status, control.public, headers, response_time))
             .or(rules.default.map(|default| default.as_secs()))?;
-        let window = |own: Option<u64>, of_policy: Option<std::time::Duration>| {
+        let window = |own: Option<u64>, of_policy: Option<Duration>| {
             if control.forbids_stale() {
                 return 0;
             }
@@ -198,9 +200,18 @@ pub(super) fn initial_age(
 }
 
 /// An HTTP date (RFC 9110 section 5.6.7) in the form that is written today, or the two obsolete ones.
-pub(super) fn http_date(value: Option<&http::HeaderValue>) -> Option<Timestamp> {
+pub(super) fn http_date(value: Option<&HeaderValue>) -> Option<Timestamp> {
     let text = value?.to_str().ok()?;
     httpdate::parse_http_date(text).ok().map(Timestamp::from)
+}
+
+/// The form of a date that is written today.
+///
+/// # Panics
+/// Later than the year 9999.
+pub(super) fn to_http_date(time: Timestamp) -> HeaderValue {
+    let date = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(time.as_unix()));
+    HeaderValue::try_from(date).expect("a date is visible ASCII")
 }
 
 #[cfg(test)]

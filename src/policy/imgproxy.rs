@@ -273,5 +273,7 @@ impl fmt::Debug for KeyPair {
     }
 }
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::path::fuzzing;
 #[cfg(test)]
 mod tests;

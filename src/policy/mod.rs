@@ -6,17 +6,21 @@
 
 mod cache_control;
 mod freshness;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod generic;
 mod image;
 mod imgproxy;
 mod invalidate;
 mod key;
 mod outcome;
+#[cfg(test)]
+mod properties;
 mod request;
 mod revalidate;
 mod serve;
 mod storable;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) mod testing;
 mod upstream;
 mod validators;

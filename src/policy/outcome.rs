@@ -163,3 +163,76 @@ impl fmt::Display for CacheStatus {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(status: CacheStatus) -> String {
+        status.to_value(None).to_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn rfc9211_2_1_and_4_a_hit_says_for_how_long() {
+        for (status, expected) in [
+            (CacheStatus::Hit { ttl: 30 }, "afterimage; hit; ttl=30"),
+            (
+                CacheStatus::StaleHit { staleness: 0 },
+                "afterimage; hit; ttl=0",
+            ),
+            (
+                CacheStatus::StaleHit { staleness: 7 },
+                "afterimage; hit; ttl=-7",
+            ),
+            // Neither a hit nor sent on: an answer of our own.
+            (CacheStatus::Refused, "afterimage"),
+        ] {
+            assert_eq!(value(status), expected);
+        }
+    }
+
+    #[test]
+    fn rfc9211_2_2_and_3_and_5_what_was_sent_on_says_why_and_what_came_and_whether_it_is_kept() {
+        for (stored, after) in [(false, ""), (true, "; stored")] {
+            for (status, expected) in [
+                (CacheStatus::Method, "afterimage; fwd=method".to_owned()),
+                (
+                    CacheStatus::Miss { stored },
+                    format!("afterimage; fwd=miss{after}"),
+                ),
+                (
+                    CacheStatus::VaryMiss { stored },
+                    format!("afterimage; fwd=vary-miss{after}"),
+                ),
+                (
+                    CacheStatus::Request {
+                        status: 200,
+                        stored,
+                    },
+                    format!("afterimage; fwd=request; fwd-status=200{after}"),
+                ),
+                (
+                    CacheStatus::Stale {
+                        status: 304,
+                        stored,
+                    },
+                    format!("afterimage; fwd=stale; fwd-status=304{after}"),
+                ),
+            ] {
+                assert_eq!(value(status), expected);
+            }
+        }
+    }
+
+    #[test]
+    fn rfc9211_2_8_detail_is_a_word_of_ours() {
+        let miss = CacheStatus::Miss { stored: false };
+        for (detail, expected) in [
+            (None, "afterimage; fwd=miss"),
+            (Some(""), "afterimage; fwd=miss"),
+            (Some("absent"), "afterimage; fwd=miss; detail=absent"),
+        ] {
+            assert_eq!(miss.to_value(detail), expected);
+        }
+    }
+}

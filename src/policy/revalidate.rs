@@ -2,12 +2,14 @@
 //! section 4).
 
 use http::header::{
-    CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, LAST_MODIFIED,
+    CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, LAST_MODIFIED, SET_COOKIE,
+    VARY,
 };
 use http::{HeaderName, HeaderValue, StatusCode};
 
 use super::cache_control::{CacheControl, Scope};
 use super::freshness::initial_age;
+use super::validators::is_same_tag;
 use super::{Policy, Provenance, ResponseHead};
 use crate::clock::Timestamp;
 use crate::entry::Record;
@@ -57,9 +59,20 @@ impl Policy {
         now: Timestamp,
     ) -> Answered {
         match (response.provenance, response.status.as_u16()) {
+            // It is about another one, which leaves nothing to answer with but what is stored.
+            (Provenance::Upstream, 304) if !is_about(stored, response) => Answered::Unchanged {
+                record: Box::new(Record {
+                    response_time: now,
+                    initial_age: stored
+                        .initial_age
+                        .saturating_add(now.seconds_since(stored.response_time)),
+                    ..stored.clone()
+                }),
+                is_kept: false,
+            },
             (Provenance::Upstream, 304) => Answered::Unchanged {
                 record: Box::new(self.freshened(stored, response, request_time, now)),
-                is_kept: self.may_stay(response),
+                is_kept: self.may_stay(stored, response),
             },
             (_, 500 | 502 | 503 | 504) => Answered::Failed,
             _ => Answered::Changed,
@@ -95,17 +108,26 @@ impl Policy {
         if given.is_empty() {
             return Checked::Nothing;
         }
-        if given.contains(&false) || !self.may_stay(response) {
+        if given.contains(&false) || !self.may_stay(stored, response) {
             return Checked::Changed;
         }
         let record = self.freshened(stored, response, request_time, now);
         Checked::Unchanged(Box::new(record))
     }
 
-    /// Whether what is stored may stay so with the fields of this response.
-    fn may_stay(&self, response: &ResponseHead) -> bool {
-        let control = CacheControl::directed_at_us(&response.headers, &self.targeted).control;
-        !control.no_store && control.private != Scope::Response
+    /// Whether what is stored may stay so with the fields of this response: it would be stored with
+    /// them, and for the same requests (RFC 9111 sections 3 and 4.1).
+    fn may_stay(&self, stored: &Record, response: &ResponseHead) -> bool {
+        let headers = &response.headers;
+        let control = CacheControl::directed_at_us(headers, &self.targeted).control;
+        let varies_alike = !headers.contains_key(VARY)
+            || self
+                .varies_by(headers)
+                .is_ok_and(|fields| self.varies_by(&stored.headers) == Ok(fields));
+        !control.no_store
+            && control.private != Scope::Response
+            && !headers.contains_key(SET_COOKIE)
+            && varies_alike
     }
 
     /// The stored response with the fields of a 304 (RFC 9111 sections 3.2 and 4.3.4). A field that
@@ -125,12 +147,25 @@ impl Policy {
                 headers.append(name, value.clone());
             }
         }
+        // What it names now was perhaps stored before.
+        let control = CacheControl::directed_at_us(&headers, &self.targeted).control;
+        for name in control.unshared_fields() {
+            headers.remove(name);
+        }
         Record {
             headers,
             response_time: now,
             initial_age: initial_age(&response.headers, request_time, now),
             ..stored.clone()
         }
+    }
+}
+
+/// Whether a 304 may update what is stored: it names no other entity tag (RFC 9111 section 4.3.4).
+fn is_about(stored: &Record, response: &ResponseHead) -> bool {
+    match (stored.headers.get(ETAG), response.headers.get(ETAG)) {
+        (Some(own), Some(given)) => is_same_tag(own, given),
+        (None, _) | (_, None) => true,
     }
 }
 

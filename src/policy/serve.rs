@@ -7,6 +7,7 @@ use http::header::{
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::cache_control::limited_cache_control;
+use super::freshness::{http_date, to_http_date};
 use super::validators::{Representation, Selected, Validators, content_etag};
 use super::{Lookup, LookupMethod, Policy};
 use crate::clock::Timestamp;
@@ -115,13 +116,8 @@ impl Policy {
         status: &HeaderValue,
         now: Timestamp,
     ) {
-        if let Some(expires) = lookup.expires {
-            // A copy further down must not outlive the URL; what it keeps for counts from its age.
-            let seconds = expires.seconds_since(now).saturating_add(age);
-            if let Some(limited) = limited_cache_control(headers, seconds) {
-                headers.insert(CACHE_CONTROL, limited);
-                headers.remove(EXPIRES);
-            }
+        if let Some(end) = lookup.expires {
+            limit_copies(headers, end, age, now);
         }
         if self.validators == Validators::Content && record.status == StatusCode::OK {
             headers.insert(ETAG, content_etag(&record.body));
@@ -132,6 +128,23 @@ impl Policy {
         if let Some(via) = &self.via {
             headers.append(VIA, via.clone());
         }
+    }
+}
+
+/// Lets no copy further down be fresh after `end`.
+fn limit_copies(headers: &mut HeaderMap, end: Timestamp, age: u64, now: Timestamp) {
+    // What a copy keeps for counts from its age.
+    let seconds = end.seconds_since(now).saturating_add(age);
+    if let Some(lines) = limited_cache_control(headers, seconds) {
+        headers.remove(CACHE_CONTROL);
+        for line in lines {
+            headers.append(CACHE_CONTROL, line);
+        }
+        headers.remove(EXPIRES);
+    }
+    // Earlier than a date that was read is one that can be written.
+    if http_date(headers.get(EXPIRES)).is_some_and(|expires| expires > end) {
+        headers.insert(EXPIRES, to_http_date(end));
     }
 }
 

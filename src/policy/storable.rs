@@ -280,13 +280,7 @@ impl Policy {
             return Err(NotStorable::NoBody);
         }
         let mut kept = self.kept_headers(headers);
-        // These may not be used without asking, or not be shared (RFC 9111 sections 5.2.2.4, 5.2.2.7).
-        for name in control
-            .no_cache
-            .fields()
-            .iter()
-            .chain(control.private.fields())
-        {
+        for name in control.unshared_fields() {
             kept.remove(name);
         }
         Ok(Storable {
@@ -373,7 +367,10 @@ impl Policy {
         };
         let is_kept = |name: &HeaderName| {
             let of_this_kind = match self.kind {
-                Kind::Imgproxy(_) => IMGPROXY_HEADERS.contains(&name.as_str()),
+                // What decides today about its freshness decides later, too.
+                Kind::Imgproxy(_) => {
+                    IMGPROXY_HEADERS.contains(&name.as_str()) || self.targeted.contains(name)
+                }
                 Kind::Generic(_) => {
                     !NOT_KEPT.contains(&name.as_str()) && !name.as_str().starts_with("x-envoy-")
                 }

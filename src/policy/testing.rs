@@ -6,11 +6,16 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 
 use super::{
-    Authorization, BypassReason, Clients, Cookies, Decision, FreshnessRules, Generic, Imgproxy,
-    Kind, Lookup, MediaRange, Policy, Query, RequestHead, Signing, Statuses, StoreRules,
-    Validators, Verify,
+    Authorization, Clients, Cookies, Decision, FreshnessRules, Generic, Imgproxy, Kind, Lookup,
+    MediaRange, Policy, Query, RequestHead, Signing, Statuses, StoreRules, Validators, Verify,
 };
 use crate::clock::Timestamp;
+
+/// Cases for each property that is cheap; the variable `PROPTEST_CASES` wins over it. A case that fails
+/// is printed in its smallest form and tried first from then on (`proptest-regressions/`, which is not
+/// kept: what was wrong gets a test with a name).
+#[cfg(test)]
+pub(crate) const CASES: u32 = 100_000;
 
 pub(crate) const NOW: Timestamp = Timestamp::from_unix(1_800_000_000);
 
@@ -100,7 +105,8 @@ pub(crate) fn lookup(policy: &Policy, request: &RequestHead) -> Lookup {
     }
 }
 
-pub(crate) fn bypass(policy: &Policy, request: &RequestHead) -> BypassReason {
+#[cfg(test)]
+pub(crate) fn bypass(policy: &Policy, request: &RequestHead) -> super::BypassReason {
     match policy.decide(request, NOW) {
         Decision::Bypass(reason) => reason,
         other => panic!("{other:?} for {request:?}"),
@@ -108,6 +114,7 @@ pub(crate) fn bypass(policy: &Policy, request: &RequestHead) -> BypassReason {
 }
 
 /// The head as the upstream gets it when the request leads.
+#[cfg(test)]
 pub(crate) fn forwarded(policy: &Policy, request: &RequestHead) -> Vec<(String, String)> {
     let forward = lookup(policy, request).forward;
     let mut headers = request.headers.clone();

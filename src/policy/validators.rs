@@ -172,6 +172,12 @@ fn is_any_of(list: &HeaderValue, etag: Option<&HeaderValue>) -> bool {
     }
 }
 
+/// The weak comparison (RFC 9110 section 8.8.3.2). A malformed tag equals the same bytes alone.
+pub(super) fn is_same_tag(one: &HeaderValue, other: &HeaderValue) -> bool {
+    let opaque = |etag| EntityTag::parse(etag).map(|(tag, _)| tag.opaque);
+    one == other || opaque(one.as_bytes()).is_some_and(|one| opaque(other.as_bytes()) == Some(one))
+}
+
 #[derive(Debug, PartialEq, Eq)]
 struct EntityTag<'a> {
     is_weak: bool,

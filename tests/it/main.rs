@@ -48,6 +48,8 @@ mod routes;
 mod s3_faults;
 // What the tests with a scripted origin share.
 mod scripted;
+// Which test shows which rule of the RFCs.
+mod rules;
 // An imgproxy with keys: what a signature decides, and what it does not.
 mod signatures;
 // imgproxy's stand-in, held against the recorded answers of the real one.

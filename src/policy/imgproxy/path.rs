@@ -362,5 +362,7 @@ fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
         .find_map(|(at, _)| haystack[at + 1..].starts_with(others).then_some(at))
 }
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 #[cfg(test)]
 mod tests;

@@ -4,10 +4,11 @@ use bytes::Bytes;
 use data_encoding::HEXLOWER;
 use http::{Method, header};
 use proptest::prelude::*;
+use proptest::string::string_regex;
 use serde_json::Value;
 
 use super::*;
-use crate::policy::testing::{NOW, bypass, forwarded, get, imgproxy, lookup, policy};
+use crate::policy::testing::{CASES, NOW, bypass, forwarded, get, imgproxy, lookup, policy};
 use crate::policy::{Cookies, Decision, Key, Kind, Policy};
 
 const PATH: &str = "/insecure/rs:fill:120:80/plain/local:///coffee.png@webp";
@@ -861,8 +862,10 @@ impl Parts {
 
 /// Few letters, so that values that could be mistaken for each other come up often.
 fn parts() -> impl Strategy<Value = Parts> {
-    let options = proptest::collection::vec("[ab]?:[ab:]{0,2}", 0..3);
-    (options, "[ab/@.%:]{1,3}", "(|a|png)", any::<bool>()).prop_map(
+    let options = proptest::collection::vec(string_regex("[ab]?:[ab:]{0,2}").unwrap(), 0..3);
+    let source = string_regex("[ab/@.%:]{1,3}").unwrap();
+    let extension = string_regex("(|a|png)").unwrap();
+    (options, source, extension, any::<bool>()).prop_map(
         |(options, source, extension, accepts_webp)| Parts {
             options,
             source,
@@ -873,6 +876,8 @@ fn parts() -> impl Strategy<Value = Parts> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(CASES))]
+
     #[test]
     fn keys_are_the_same_only_for_the_same_options_source_extension_and_class(
         a in parts(),

@@ -56,9 +56,6 @@ fn rfc9111_4_3_4_a_304_freshens_the_stored_response() {
     let fields = [
         ("cache-control", "max-age=3600"),
         ("x-new", "new"),
-        ("content-type", "text/plain"),
-        ("content-length", "10"),
-        ("content-encoding", "gzip"),
         ("connection", "x-hop"),
         ("x-hop", "1"),
         ("age", "2"),
@@ -72,14 +69,7 @@ fn rfc9111_4_3_4_a_304_freshens_the_stored_response() {
         record.headers.get_all("x-new").iter().collect::<Vec<_>>(),
         ["new"]
     );
-    assert_eq!(record.headers["content-type"], "image/png");
-    for name in [
-        "content-length",
-        "content-encoding",
-        "x-hop",
-        "connection",
-        "age",
-    ] {
+    for name in ["x-hop", "connection", "age"] {
         assert!(!record.headers.contains_key(name), "{name}");
     }
     assert_eq!(record.response_time, NOW.plus_seconds(11));
@@ -88,6 +78,23 @@ fn rfc9111_4_3_4_a_304_freshens_the_stored_response() {
         (record.key_digest, record.body),
         (stored().key_digest, stored().body)
     );
+}
+
+#[test]
+fn rfc9111_3_2_fields_that_describe_the_bytes_stay_with_them() {
+    let fields = [
+        ("content-type", "text/plain"),
+        ("content-length", "10"),
+        ("content-encoding", "gzip"),
+        ("content-range", "bytes 0-1/2"),
+    ];
+    let Answered::Unchanged { record, .. } = answered(304, Provenance::Upstream, &fields) else {
+        panic!("it is unchanged")
+    };
+    assert_eq!(record.headers["content-type"], "image/png");
+    for name in ["content-length", "content-encoding", "content-range"] {
+        assert!(!record.headers.contains_key(name), "{name}");
+    }
 }
 
 #[test]
@@ -104,6 +111,78 @@ fn rfc9111_4_3_4_a_304_may_forbid_that_it_stays_stored() {
             panic!("it is unchanged")
         };
         assert_eq!(is_kept, expected, "{line}");
+    }
+}
+
+#[test]
+fn rfc9111_3_what_a_304_brings_for_one_client_ends_the_entry() {
+    let fields = [("set-cookie", "session=1"), ("cache-control", "max-age=60")];
+    let Answered::Unchanged { record, is_kept } = answered(304, Provenance::Upstream, &fields)
+    else {
+        panic!("it is unchanged")
+    };
+    assert!(record.headers.contains_key(SET_COOKIE) && !is_kept);
+}
+
+#[test]
+fn rfc9111_4_1_a_304_that_varies_otherwise_ends_the_entry() {
+    for (vary, expected) in [
+        ("*", false),
+        ("user-agent", false),
+        ("a b", false),
+        ("Accept-Encoding", true),
+    ] {
+        let Answered::Unchanged { is_kept, .. } =
+            answered(304, Provenance::Upstream, &[("vary", vary)])
+        else {
+            panic!("it is unchanged")
+        };
+        assert_eq!(is_kept, expected, "{vary}");
+    }
+}
+
+#[test]
+fn rfc9111_5_2_2_4_and_7_fields_that_a_304_names_do_not_stay() {
+    for line in ["no-cache=\"x-new, x-kept\"", "private=\"x-new, x-kept\""] {
+        let fields = [("cache-control", line), ("x-new", "new")];
+        let Answered::Unchanged { record, is_kept } = answered(304, Provenance::Upstream, &fields)
+        else {
+            panic!("it is unchanged")
+        };
+        assert!(is_kept);
+        for name in ["x-new", "x-kept"] {
+            assert!(!record.headers.contains_key(name), "{name}");
+        }
+    }
+}
+
+#[test]
+fn rfc9111_4_3_4_a_304_about_another_response_updates_nothing() {
+    let policy = policy(Kind::Generic(generic()));
+    for (own, given, is_update) in [
+        ("\"a\"", "\"a\"", true),
+        ("\"a\"", "W/\"a\"", true),
+        ("unquoted", "unquoted", true),
+        ("\"a\"", "\"b\"", false),
+        ("unquoted", "\"unquoted\"", false),
+    ] {
+        let mut stored = stored();
+        stored.headers.insert(ETAG, HeaderValue::from_static(own));
+        let response = ResponseHead {
+            status: StatusCode::NOT_MODIFIED,
+            headers: headers(&[("etag", given), ("x-new", "new")]),
+            has_body: false,
+            provenance: Provenance::Upstream,
+        };
+        let now = NOW.plus_seconds(10);
+        let Answered::Unchanged { record, is_kept } = policy.answered(&stored, &response, now, now)
+        else {
+            panic!("it is unchanged")
+        };
+        let (x_new, age) = if is_update { ("new", 0) } else { ("old", 110) };
+        assert_eq!(is_kept, is_update, "{own} {given}");
+        assert_eq!(record.headers["x-new"], x_new, "{own} {given}");
+        assert_eq!(record.initial_age, age, "{own} {given}");
     }
 }
 
@@ -146,6 +225,8 @@ fn rfc9111_4_3_5_a_head_updates_or_forgets_what_a_get_has_stored() {
         (200, &[tag, ("content-length", "7")], "changed"),
         (200, &[tag, ("last-modified", date)], "changed"),
         (200, &[tag, ("cache-control", "no-store")], "changed"),
+        (200, &[tag, ("set-cookie", "a=b")], "changed"),
+        (200, &[tag, ("vary", "user-agent")], "changed"),
         (200, &[("x-new", "1")], "nothing"),
         (204, &[tag], "nothing"),
         (404, &[], "nothing"),

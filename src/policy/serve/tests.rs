@@ -60,7 +60,7 @@ fn names(served: &Served) -> Vec<&str> {
 }
 
 #[test]
-fn a_whole_hit_has_the_stored_fields_age_and_our_tag() {
+fn rfc9111_4_a_whole_hit_has_the_stored_fields_age_and_our_tag() {
     let served = serve(&image(), &[]);
     assert_eq!(served.status, 200);
     assert_eq!(served.body, ServedBody::Whole);
@@ -99,12 +99,16 @@ fn a_tag_of_the_upstream_from_before_works_as_a_miss() {
 }
 
 #[test]
-fn rfc9110_14_4_a_part_and_none_say_where_they_stand() {
+fn rfc9110_14_4_a_part_says_where_it_stands() {
     let part = serve(&image(), &[("range", "bytes=2-5")]);
     assert_eq!(part.status, 206);
     assert_eq!(part.body, ServedBody::Part { first: 2, last: 5 });
     assert_eq!(part.headers["content-range"], "bytes 2-5/10");
     assert_eq!(part.headers["content-type"], "image/png");
+}
+
+#[test]
+fn rfc9110_15_5_17_an_answer_without_a_part_says_how_much_there_is() {
     let none = serve(&image(), &[("range", "bytes=10-")]);
     assert_eq!(
         (none.status.as_u16(), none.body),
@@ -150,10 +154,56 @@ fn rfc9211_2_members_of_other_caches_stay_before_ours() {
 #[test]
 fn a_copy_further_down_does_not_outlive_the_url() {
     let policy = policy(Kind::Imgproxy(imgproxy()));
-    let expires = NOW.plus_seconds(20).as_unix();
-    let path = format!("/x/exp:{expires}/plain/local:///a.png");
+    let end = NOW.plus_seconds(20);
+    let end_date = to_http_date(end);
+    let path = format!("/x/exp:{}/plain/local:///a.png", end.as_unix());
     let status = HeaderValue::from_static("afterimage; hit");
-    let served = policy.serve(&lookup(&policy, &get(path, &[])), &image(), 7, &status, NOW);
-    // It has an age of 7 already.
-    assert_eq!(served.headers["cache-control"], "max-age=27, public");
+    let (near, far) = (
+        "Fri, 15 Jan 2027 08:00:10 GMT",
+        "Thu, 18 Aug 2050 02:01:18 GMT",
+    );
+    for (fields, cache_control, expires) in [
+        // It has an age of 7 already.
+        (
+            &[("cache-control", "max-age=60, public")][..],
+            "max-age=27, public",
+            None,
+        ),
+        (
+            &[("cache-control", "max-age=60"), ("expires", far)],
+            "max-age=27",
+            None,
+        ),
+        (
+            &[("cache-control", "max-age=5"), ("expires", near)],
+            "max-age=5",
+            Some(near),
+        ),
+        (
+            &[("cache-control", "public"), ("expires", near)],
+            "public",
+            Some(near),
+        ),
+        (
+            &[("cache-control", "public"), ("expires", far)],
+            "public",
+            end_date.to_str().ok(),
+        ),
+        (
+            &[("cache-control", "s-maxage=5"), ("expires", far)],
+            "s-maxage=5",
+            end_date.to_str().ok(),
+        ),
+    ] {
+        let lookup = lookup(&policy, &get(&path, &[]));
+        let served = policy.serve(&lookup, &record(200, fields), 7, &status, NOW);
+        let of = |name| {
+            served
+                .headers
+                .get(name)
+                .map(|value: &HeaderValue| value.to_str().unwrap())
+        };
+        assert_eq!(of(CACHE_CONTROL), Some(cache_control), "{fields:?}");
+        assert_eq!(of(EXPIRES), expires, "{fields:?}");
+    }
 }

@@ -76,7 +76,7 @@ fn rfc9111_4_1_a_response_is_found_by_what_its_request_had_in_the_fields() {
 }
 
 #[test]
-fn rfc9211_a_request_whose_variant_is_not_there_says_vary_miss() {
+fn rfc9211_2_2_a_request_whose_variant_is_not_there_says_vary_miss() {
     let (session, _, german) = selecting("de");
     let session = missed(session);
     let (session, effect) = step(session, varying(LANGUAGE));
