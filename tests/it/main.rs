@@ -26,6 +26,8 @@ mod hits;
 mod http_caching;
 // What Envoy itself answers.
 mod local_replies;
+// The files for Istio, Envoy Gateway and Kubernetes.
+mod meshes;
 // Answers that only pass.
 mod not_stored;
 // What is in the bucket.
