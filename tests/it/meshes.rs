@@ -40,6 +40,8 @@ struct Mesh {
     envoy: Value,
     host: &'static str,
     is_signed: bool,
+    /// Is Afterimage asked on routes that name no policy, too?
+    asks_everywhere: bool,
 }
 
 impl Mesh {
@@ -50,6 +52,7 @@ impl Mesh {
             envoy: settings::read(&dir.join(translated))?,
             host,
             is_signed: false,
+            asks_everywhere: false,
         })
     }
 
@@ -65,7 +68,11 @@ impl Mesh {
 
     fn envoy_gateway() -> Result<Self> {
         let host = "images.example.com";
-        Self::new("gateway", "platform.yaml", "translated.yaml", host)
+        let mesh = Self::new("gateway", "platform.yaml", "translated.yaml", host)?;
+        Ok(Self {
+            asks_everywhere: true,
+            ..mesh
+        })
     }
 
     fn kubernetes() -> Result<Self> {
@@ -75,6 +82,7 @@ impl Mesh {
             envoy: config_of(&file, "envoy.yaml")?,
             host: "images.example.com",
             is_signed: true,
+            asks_everywhere: false,
         })
     }
 
@@ -307,8 +315,20 @@ async fn caches_route_by_route(mesh: &Mesh) -> Result<()> {
         assert_eq!(answer.body, expected.body);
     }
     stack.commits_reach(commits).await?;
+    let asked = if mesh.asks_everywhere { 10.0 } else { 8.0 };
+    assert_eq!(streams(&stack).await?, asked);
     is_valid(&stack)?;
     has_outcomes_in_its_log(mesh, &stack).await
+}
+
+/// How often Envoy has asked Afterimage.
+async fn streams(stack: &Stack) -> Result<f64> {
+    let metrics = stack.envoy_metrics().await?;
+    let name = metrics
+        .names()
+        .find(|name| name.contains("ext_proc") && name.ends_with("streams_started"))
+        .context("Envoy counts streams")?;
+    Ok(metrics.sum(name, &[]))
 }
 
 /// Envoy takes the configuration that the test ran.
