@@ -54,6 +54,7 @@ done
 for values in "$here"/values/*.yaml; do
   "$bin/helm" template other "$chart" --values "$values" >"$scratch/$(basename "$values")"
 done
+# shellcheck disable=SC2016
 sed -n '/^```yaml$/,/^```$/{/^```/!p}' "$chart/README.md" >"$scratch/values"
 "$bin/helm" template images "$chart" --values "$scratch/values" --set image.afterimage=REGISTRY/afterimage:0.1.0 \
   >"$scratch/readme.yaml"

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Part of tests/tools.sh: what checks and translates the files in envoy/istio, envoy/gateway, envoy/kubernetes and envoy/helm.
 #
 #   go           Go itself, from PyPI, to build the others from Go modules

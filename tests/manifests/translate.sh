@@ -7,13 +7,13 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$here/../.."
 bin=$(dirname "$(tests/tools.sh path translators)")
 
-# translated OUT COMMAND FILE...: the output of a translator, with what it was made of.
+# translated OUT WHO COMMAND POD FILE...: the output of a translator, with what it was made of.
 translated() {
-  local out=$1 command=$2 made
-  shift 2
-  made=$("$bin/"$command "$@")
+  local out=$1 who=$2 command=$3 pod=$4 made
+  shift 4
+  made=$("$bin/$command" ${pod:+"$pod"} "$@")
   {
-    echo "# What ${command%%-*} makes of $(basename -a "$@" | paste -sd' '). Do not edit: make translated"
+    echo "# What $who makes of $(basename -a "$@" | paste -sd' '). Do not edit: make translated"
     # The tests compare this with the files. Comments and empty lines do not count.
     echo "# sources: $(cat "$@" | grep -vE '^[[:space:]]*(#|$)' | sha256sum | cut -d' ' -f1)"
     printf '%s\n' "$made"
@@ -21,7 +21,7 @@ translated() {
 }
 
 cd envoy/gateway
-translated translated.yaml gateway-translate platform.yaml routes.yaml
+translated translated.yaml "Envoy Gateway" gateway-translate "" platform.yaml routes.yaml
 cd ../istio
-translated translated-sidecar.yaml "istio-translate shop/imgproxy" sidecar.yaml
-translated translated-gateway.yaml "istio-translate gateways/images-gateway" gateway.yaml gateway-routes.yaml sidecar.yaml
+translated translated-sidecar.yaml Istio istio-translate shop/imgproxy sidecar.yaml
+translated translated-gateway.yaml Istio istio-translate gateways/images-gateway gateway.yaml gateway-routes.yaml sidecar.yaml
