@@ -75,7 +75,7 @@ install_manifests() {
 }
 
 install_translators() {
-  say "Istio's and Envoy Gateway's translators: compiling from Go modules, about 20 minutes on two cores"
+  say "Istio's and Envoy Gateway's translators: compiling from Go modules, about 20 minutes on two cores, 10 GB of disk"
   mkdir "$1/bin"
   translator gateway "github.com/envoyproxy/gateway@$gateway_version" internal/translate "$@"
   translator istio "istio.io/istio@$istio_version" translate "$@"
@@ -89,5 +89,5 @@ translator() {
   chmod -R u+w "$source"
   mkdir "$source/$3"
   cp "$here/manifests/$1.go" "$source/$3/main.go"
-  (cd "$source" && go_build build -o "$4/bin/$1-translate" "./$3")
+  (cd "$source" && go_build build -ldflags "-s -w" -o "$4/bin/$1-translate" "./$3")
 }
