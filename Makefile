@@ -14,7 +14,7 @@ DEV = cargo run --quiet --release --example dev --
 NODE_MODULES = examples/nextjs/node_modules/.package-lock.json
 
 .DEFAULT_GOAL = help
-.PHONY: help tools tools-up tools-test tools-examples tools-fuzz build up down test fuzz conformance examples lint
+.PHONY: help tools tools-up tools-test tools-examples tools-fuzz build up down test fuzz conformance examples lint manifests translated
 
 help: ## this list
 	@echo "Afterimage. Needs make, Rust, a C compiler and Python 3 with venv."
@@ -63,6 +63,14 @@ lint: ## format, clippy and documentation, warnings denied
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --all-targets -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" cargo doc --no-deps --document-private-items
+
+manifests: ## checks the files for Istio, Envoy Gateway, Kubernetes and Helm against published schemas
+	@tests/tools.sh go manifests
+	@tests/manifests/check.sh
+
+translated: ## makes envoy/*/translated*.yaml anew, with Istio's and Envoy Gateway's own code
+	@tests/tools.sh go translators
+	@tests/manifests/translate.sh
 
 # imgproxy's stand-in is needed only where there is no imgproxy.
 STAND_IN = $(if $(IMGPROXY)$(shell command -v imgproxy),,imgproxy)

@@ -132,7 +132,8 @@ pub struct Limits {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RawConfig {
     /// Where Envoy finds the external processor: `unix:PATH` or a loopback `IP:PORT`. Whoever can
-    /// connect can fill the cache, so other addresses are refused. Default `unix:run/ext_proc.sock`.
+    /// connect can fill the cache, so other addresses are refused. In a directory with the setgid
+    /// bit, as a pod's volume with `fsGroup` has it, the socket's group may connect, too. Default `unix:run/ext_proc.sock`.
     listen: Option<String>,
     admin: RawAdmin,
     envoy: RawEnvoy,

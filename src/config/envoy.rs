@@ -30,7 +30,7 @@ impl Config {
             Err(error) => problems.push(Problem::new("file", format!("cannot be read: {error}"))),
             Ok(text) => match serde_saphyr::from_str::<Value>(&text) {
                 Err(error) => problems.push(Problem::new("file", error.to_string())),
-                Ok(tree) => self.compare(&tree, &mut problems),
+                Ok(tree) => self.compare(&with_field_names(tree), &mut problems),
             },
         }
         if problems.is_empty() {
@@ -56,6 +56,19 @@ impl Config {
         typed(tree, PER_ROUTE, String::new(), &mut routes);
         for (place, route) in &routes {
             self.compare_route(route, place, problems);
+        }
+        let mut named = Vec::new();
+        named_in_metadata(tree, String::new(), &mut named);
+        for (place, name) in &named {
+            self.compare_name(name, place, problems);
+        }
+        for (place, filter) in &filters {
+            if !named.is_empty() && !asks(filter, "request_attributes", "xds.route_metadata") {
+                problems.push(Problem::new(
+                    format!("{place}.request_attributes"),
+                    "must have xds.route_metadata, because routes name their policy there",
+                ));
+            }
         }
     }
 
@@ -118,17 +131,13 @@ impl Config {
                 );
             }
         }
-        let asks = |list: &str, name: &str| {
-            let names = filter[list].as_array();
-            names.is_some_and(|names| names.iter().any(|given| given == name))
-        };
-        if !asks("response_attributes", "response.code_details") {
+        if !asks(filter, "response_attributes", "response.code_details") {
             problem(
                 "response_attributes",
                 "must have response.code_details: without it nothing is stored".to_owned(),
             );
         }
-        if !self.routes.is_empty() && !asks("request_attributes", "xds.route_name") {
+        if !self.routes.is_empty() && !asks(filter, "request_attributes", "xds.route_name") {
             problem(
                 "request_attributes",
                 "must have xds.route_name, because `routes` of our configuration is used"
@@ -143,8 +152,7 @@ impl Config {
         }
         let cluster = filter["grpc_service"]["envoy_grpc"]["cluster_name"].as_str();
         if let (Some(cluster), Listen::Unix(path)) = (cluster, &self.listen)
-            && let Some(found) = find_cluster(tree, cluster)
-            && let Some(pipe) = find_pipe(found)
+            && let Some(pipe) = find_pipe_of(tree, cluster)
             && Path::new(pipe) != path
         {
             problem(
@@ -165,15 +173,88 @@ impl Config {
                 continue;
             }
             let name = entry["value"].as_str().unwrap_or_default();
-            let is_known =
-                name == "bypass" || self.policies.iter().any(|policy| &*policy.name == name);
-            if !is_known {
-                problems.push(Problem::new(
-                    place,
-                    format!("names the policy `{name}`, which is not in our configuration"),
-                ));
+            self.compare_name(name, place, problems);
+        }
+    }
+
+    fn compare_name(&self, name: &str, place: &str, problems: &mut Vec<Problem>) {
+        let is_known = name == "bypass" || self.policies.iter().any(|policy| &*policy.name == name);
+        if !is_known {
+            problems.push(Problem::new(
+                place,
+                format!("names the policy `{name}`, which is not in our configuration"),
+            ));
+        }
+    }
+}
+
+/// Is this name in a list of the filter's?
+fn asks(filter: &Value, list: &str, name: &str) -> bool {
+    let names = filter[list].as_array();
+    names.is_some_and(|names| names.iter().any(|given| given == name))
+}
+
+/// JSON of protocol buffers has two spellings for a field's name, `message_timeout` and
+/// `messageTimeout`; this leaves the first.
+fn with_field_names(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let fields = fields.into_iter();
+            Value::Object(
+                fields
+                    .map(|(name, inner)| (snake_case(&name), with_field_names(inner)))
+                    .collect(),
+            )
+        }
+        Value::Array(items) => Value::Array(items.into_iter().map(with_field_names).collect()),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => value,
+    }
+}
+
+fn snake_case(name: &str) -> String {
+    let mut snake = String::with_capacity(name.len());
+    for character in name.chars() {
+        if character.is_ascii_uppercase() {
+            snake.push('_');
+        }
+        snake.push(character.to_ascii_lowercase());
+    }
+    snake
+}
+
+/// The policies that routes name in their metadata: ours, or Envoy Gateway's copy of annotations.
+fn named_in_metadata<'a>(value: &'a Value, place: String, found: &mut Vec<(String, &'a str)>) {
+    match value {
+        Value::Object(fields) => {
+            if value["route"].is_object() {
+                let metadata = &value["metadata"]["filter_metadata"];
+                let resources = metadata["envoy-gateway"]["resources"].as_array();
+                let annotated = resources
+                    .into_iter()
+                    .flatten()
+                    .map(|resource| &resource["annotations"]["afterimage-policy"]);
+                let own = std::iter::once(&metadata["afterimage"]["policy"]);
+                let names = own.chain(annotated).filter_map(Value::as_str);
+                found.extend(names.map(|name| (format!("{place}.metadata"), name)));
+            }
+            for (name, inner) in fields {
+                named_in_metadata(inner, below(&place, name), found);
             }
         }
+        Value::Array(items) => {
+            for (index, inner) in items.iter().enumerate() {
+                named_in_metadata(inner, format!("{place}[{index}]"), found);
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+fn below(place: &str, name: &str) -> String {
+    if place.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{place}.{name}")
     }
 }
 
@@ -186,12 +267,7 @@ fn typed<'a>(value: &'a Value, kind: &str, place: String, found: &mut Vec<(Strin
                 return;
             }
             for (name, inner) in fields {
-                let place = if place.is_empty() {
-                    name.clone()
-                } else {
-                    format!("{place}.{name}")
-                };
-                typed(inner, kind, place, found);
+                typed(inner, kind, below(&place, name), found);
             }
         }
         Value::Array(items) => {
@@ -203,9 +279,17 @@ fn typed<'a>(value: &'a Value, kind: &str, place: String, found: &mut Vec<(Strin
     }
 }
 
-fn find_cluster<'a>(tree: &'a Value, name: &str) -> Option<&'a Value> {
-    let clusters = tree["static_resources"]["clusters"].as_array()?;
-    clusters.iter().find(|cluster| cluster["name"] == name)
+/// The socket of a cluster, whose endpoints stand in it or, as in a dump, in a list of their own.
+fn find_pipe_of<'a>(value: &'a Value, cluster: &str) -> Option<&'a str> {
+    let inside = || match value {
+        Value::Object(fields) => fields
+            .values()
+            .find_map(|inner| find_pipe_of(inner, cluster)),
+        Value::Array(items) => items.iter().find_map(|inner| find_pipe_of(inner, cluster)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => None,
+    };
+    let is_it = value["name"] == cluster || value["cluster_name"] == cluster;
+    is_it.then(|| find_pipe(value)).flatten().or_else(inside)
 }
 
 fn find_pipe(value: &Value) -> Option<&str> {
@@ -235,7 +319,8 @@ mod tests {
         let ours = include_str!("../../envoy/afterimage.yaml");
         let config = Config::parse(ours, std::iter::empty()).unwrap();
         let mut problems = Vec::new();
-        config.compare(&serde_saphyr::from_str(envoy).unwrap(), &mut problems);
+        let tree = with_field_names(serde_saphyr::from_str(envoy).unwrap());
+        config.compare(&tree, &mut problems);
         problems.iter().map(ToString::to_string).collect()
     }
 
@@ -302,5 +387,51 @@ mod tests {
                 "{old}: {problems:?}"
             );
         }
+    }
+    /// The filter and a route in the spelling of a dump, the route with these annotations.
+    fn dump(annotation: &str) -> String {
+        format!(
+            r#"
+routes:
+  - route: {{cluster: imgproxy}}
+    metadata: {{filterMetadata: {{envoy-gateway: {{resources: [{{annotations: {{afterimage-policy: {annotation}}}}}]}}}}}}
+filter:
+  "@type": {FILTER}
+  grpcService: {{envoyGrpc: {{clusterName: afterimage}}}}
+  messageTimeout: 1s
+  maxMessageTimeout: 30s
+  failureModeAllow: true
+  allowModeOverride: true
+  processingMode: {{requestTrailerMode: SKIP}}
+  requestAttributes: [xds.route_metadata]
+  responseAttributes: [response.code_details]
+endpoints: [{{clusterName: afterimage, endpoint: {{address: {{pipe: {{path: run/ext_proc.sock}}}}}}}}]
+"#
+        )
+    }
+
+    #[test]
+    fn the_spelling_of_a_dump_is_read() {
+        assert_eq!(problems(&dump("thumbs")), [""; 0]);
+        let changed = dump("thumbs").replace("messageTimeout: 1s", "messageTimeout: 2s");
+        assert_eq!(problems(&changed).len(), 1);
+        let changed = dump("thumbs").replace("run/ext_proc.sock", "run/other.sock");
+        assert_eq!(problems(&changed).len(), 1);
+    }
+
+    #[test]
+    fn a_policy_in_a_route_s_metadata_must_exist_and_be_asked_for() {
+        let unknown = problems(&dump("thumb"));
+        assert_eq!(
+            unknown,
+            ["routes[0].metadata: names the policy `thumb`, which is not in our configuration"]
+        );
+        let unasked = dump("images").replace("xds.route_metadata", "xds.route_name");
+        let unasked = problems(&unasked);
+        assert_eq!(unasked.len(), 1);
+        assert!(
+            unasked[0].starts_with("filter.request_attributes: must have xds.route_metadata"),
+            "{unasked:?}"
+        );
     }
 }

@@ -28,6 +28,8 @@ mod http_caching;
 mod local_replies;
 // The memory tier.
 mod memory;
+// The files for Istio, Envoy Gateway and Kubernetes.
+mod meshes;
 // Answers that only pass.
 mod not_stored;
 // What is in the bucket.

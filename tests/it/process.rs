@@ -1,6 +1,8 @@
 //! `afterimage` as a process: what it needs to start, and how it says what is missing.
 
+use std::fs::Permissions;
 use std::net::TcpListener;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -12,6 +14,7 @@ use tempfile::TempDir;
 
 use crate::scripted::{KIB, STORED, commits_reach, generic, png};
 use crate::support::afterimage::{CREDENTIALS, binary};
+use crate::support::imgproxy::is_healthy;
 use crate::support::launch::Launch;
 use crate::support::origin::{Origin, Script};
 use crate::support::ports::Port;
@@ -253,6 +256,25 @@ async fn a_socket_of_a_dead_process_is_taken_over() -> Result<()> {
         .await?;
     assert!(process.stop(PATIENCE).await?.success());
     assert!(!socket.exists(), "it takes its socket with it");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_group_can_connect_only_where_the_directory_hands_its_group_down() -> Result<()> {
+    const SETGID: u32 = 0o2755;
+    for (directory, group_may) in [(0o755, false), (SETGID, true)] {
+        let place = Place::new()?;
+        place.configure("{}")?;
+        std::fs::set_permissions(place.path("run"), Permissions::from_mode(directory))?;
+        let mut process = place.start(&SERVE, None)?;
+        let ready = format!("http://{}/readyz", place.admin.address());
+        process
+            .ready("/readyz", PATIENCE, async || is_healthy(&ready).await)
+            .await?;
+        let mode = place.path("run/ext_proc.sock").metadata()?.mode();
+        assert_eq!(mode & 0o020 != 0, group_may, "{directory:o}: {mode:o}");
+        assert_eq!(mode & 0o002, 0, "{directory:o}: {mode:o}");
+    }
     Ok(())
 }
 

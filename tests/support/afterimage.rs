@@ -38,6 +38,11 @@ impl Config {
         Ok(Self(settings::read(&path)?))
     }
 
+    /// Another file than the reference.
+    pub(crate) fn new(config: Value) -> Self {
+        Self(config)
+    }
+
     /// Keeps entries in that Garage.
     ///
     /// # Errors

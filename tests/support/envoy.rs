@@ -44,6 +44,12 @@ impl Bootstrap {
         settings::replace(&mut self.0, &port, 10000, public)?;
         let port = "/admin/address/socket_address/port_value";
         settings::replace(&mut self.0, port, 9901, admin)?;
+        // Where a listener leads to the admin interface.
+        if let Ok(cluster) = self.cluster("admin") {
+            let address =
+                "/load_assignment/endpoints/0/lb_endpoints/0/endpoint/address/socket_address";
+            settings::replace(cluster, &format!("{address}/port_value"), 9901, admin)?;
+        }
         // Two Envoys must never share a port, which the kernel allows when both ask for it.
         settings::at(&mut self.0, LISTENER)?["enable_reuse_port"] = json!(false);
         Ok(())

@@ -39,6 +39,7 @@ pub(crate) struct Builder {
     imgproxy_env: Vec<(String, String)>,
     afterimage: bool,
     afterimage_env: Vec<(String, String)>,
+    config: Option<Value>,
     policies: Option<String>,
     settings: Vec<String>,
     routes: Vec<Value>,
@@ -76,6 +77,12 @@ impl Builder {
     /// Sets a variable for Afterimage.
     pub(crate) fn afterimage_env(mut self, name: &str, value: &str) -> Self {
         self.afterimage_env.push((name.into(), value.into()));
+        self
+    }
+
+    /// Runs Afterimage with this configuration instead of the reference.
+    pub(crate) fn configuration(mut self, config: Value) -> Self {
+        self.config = Some(config);
         self
     }
 
@@ -152,7 +159,10 @@ impl Builder {
     }
 
     fn config(&self, garage: Option<&Garage>) -> Result<Config> {
-        let mut config = Config::reference()?;
+        let mut config = match &self.config {
+            Some(config) => Config::new(config.clone()),
+            None => Config::reference()?,
+        };
         if let Some(garage) = garage {
             config.store_in(garage)?;
         }
@@ -205,6 +215,7 @@ impl Stack {
             imgproxy_env: Vec::new(),
             afterimage: true,
             afterimage_env: Vec::new(),
+            config: None,
             policies: None,
             settings: Vec::new(),
             routes: Vec::new(),
