@@ -22,6 +22,8 @@ const WRITTEN_BYTES: u64 = 128 * 1024 * 1024;
 /// What one measurement of a cell gave.
 #[derive(Debug, Clone)]
 pub(crate) struct Sample {
+    /// Right answers.
+    pub(crate) answers: u64,
     /// Right answers in a second.
     pub(crate) requests_per_s: f64,
     /// Median latency; none without right answers.
@@ -30,7 +32,8 @@ pub(crate) struct Sample {
     pub(crate) p99_ms: Option<f64>,
     /// Wrong answers, broken connections, answers that did not come.
     pub(crate) errors: u64,
-    /// Right answers that were not this work: hits that came from the upstream, misses that did not.
+    /// Right answers that were not this work: hits that came from the upstream, misses that did not. A few memory hits are
+    /// strays by right: beside them their entries are compared with the store.
     pub(crate) strays: u64,
     /// Microseconds of CPU time per request of each process, with the work that a request leaves behind.
     pub(crate) cpu_us: BTreeMap<&'static str, f64>,
@@ -117,6 +120,7 @@ pub(crate) async fn measure_paths(
     };
     let ms = |latency: Option<Duration>| latency.map(|latency| latency.as_secs_f64() * 1e3);
     Ok(Sample {
+        answers: answers.latencies.len() as u64,
         requests_per_s: answers.per_second(),
         p50_ms: ms(answers.percentile(0.5)),
         p99_ms: ms(answers.percentile(0.99)),

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::measure::Sample;
 use super::plan::{Cell, Work};
 
-/// The medians of a cell's samples; errors and strays are added up.
+/// The medians of a cell's samples; answers, errors and strays are added up.
 #[derive(Debug)]
 pub(crate) struct Row {
     /// What was measured.
@@ -40,6 +40,7 @@ impl Row {
             cell,
             rounds: samples.len(),
             result: Sample {
+                answers: samples.iter().map(|sample| sample.answers).sum(),
                 requests_per_s: of(|sample| sample.requests_per_s),
                 p50_ms: some(|sample| sample.p50_ms),
                 p99_ms: some(|sample| sample.p99_ms),
@@ -56,6 +57,7 @@ impl Row {
     fn to_json(&self) -> Vec<Value> {
         let object = |store: Option<&str>| {
             let Sample {
+                answers,
                 requests_per_s,
                 p50_ms,
                 p99_ms,
@@ -73,6 +75,7 @@ impl Row {
                 "requests_per_s": rounded(*requests_per_s, 1),
                 "p50_ms": p50_ms.map(|ms| rounded(ms, 4)),
                 "p99_ms": p99_ms.map(|ms| rounded(ms, 4)),
+                "answers": answers,
                 "errors": errors,
                 "strays": strays,
                 "rounds": self.rounds,
