@@ -211,10 +211,14 @@ async fn all_rounds(
                 eprintln!("no time is left for the rest of round {}", round + 1);
                 break 'all;
             }
+            systems.revive(cell.setup).await?;
             let running = systems.of(cell.setup)?;
-            let sample = measure::measure(cell, running, systems.upstream(), &plan.pace)
-                .await
-                .with_context(|| format!("{cell:?}"))?;
+            let measured = measure::measure(cell, running, systems.upstream(), &plan.pace).await;
+            let sample = match measured {
+                Ok(sample) => sample,
+                Err(error) if systems.revive(cell.setup).await? => Sample::of_ended(&error),
+                Err(error) => return Err(error.context(format!("{cell:?}"))),
+            };
             samples.entry(**cell).or_default().push(sample);
             if index % 10 == 9 || index + 1 == cells.len() {
                 let seconds = started.elapsed().as_secs();

@@ -43,6 +43,23 @@ pub(crate) struct Sample {
     pub(crate) first_error: Option<String>,
 }
 
+impl Sample {
+    /// That of a peer that ended meanwhile.
+    pub(crate) fn of_ended(error: &anyhow::Error) -> Self {
+        Self {
+            answers: 0,
+            requests_per_s: 0.0,
+            p50_ms: None,
+            p99_ms: None,
+            errors: 1,
+            strays: 0,
+            cpu_us: BTreeMap::new(),
+            peak_rss: BTreeMap::new(),
+            first_error: Some(format!("{error:#}")),
+        }
+    }
+}
+
 /// Measures a cell.
 ///
 /// # Errors

@@ -12,14 +12,14 @@ use super::support::launch::Launch;
 use super::support::ports::Port;
 use super::support::process::Process;
 use super::support::tools;
+use super::usage::Part;
 
 const STARTS_WITHIN: Duration = Duration::from_secs(30);
 
 /// A running proxy. Dropping it kills it.
 #[derive(Debug)]
 pub(crate) struct NodeProxy {
-    /// Node.
-    pub(crate) process: Process,
+    process: Process,
     port: Port,
 }
 
@@ -49,14 +49,40 @@ impl NodeProxy {
             process: Process::start(launch, dir)?,
             port,
         };
-        let address = proxy.address();
-        proxy
-            .process
+        proxy.wait_until_ready().await?;
+        Ok(proxy)
+    }
+
+    /// Starts it again if it has ended, as whoever runs it would have to. An error of a body that it passes on ends it.
+    /// True when it had ended.
+    ///
+    /// # Errors
+    /// When it does not start again.
+    pub(crate) async fn revive(&mut self) -> Result<bool> {
+        let Some(status) = self.process.exited()? else {
+            return Ok(false);
+        };
+        eprintln!(
+            "the Node proxy ended: {status}\n{}",
+            self.process.last_output()
+        );
+        self.process.start_again()?;
+        self.wait_until_ready().await?;
+        Ok(true)
+    }
+
+    async fn wait_until_ready(&mut self) -> Result<()> {
+        let address = self.address();
+        self.process
             .ready("the Node proxy to listen", STARTS_WITHIN, async || {
                 TcpStream::connect(address).await.is_ok()
             })
-            .await?;
-        Ok(proxy)
+            .await
+    }
+
+    /// The process, as it is now.
+    pub(crate) fn part(&self) -> Part {
+        Part::new("node", self.process.pid())
     }
 
     /// Where it listens.

@@ -22,19 +22,24 @@ pub(crate) struct Row {
 
 impl Row {
     fn new(cell: Cell, samples: &[Sample]) -> Option<Self> {
-        let first = samples.first()?;
-        let of = |value: fn(&Sample) -> f64| median(samples.iter().map(value).collect());
+        // One without answers has figures of nothing.
+        let answered = || samples.iter().filter(|sample| sample.answers > 0);
+        let first = answered().next().or(samples.first())?;
+        let of = |value: fn(&Sample) -> f64| median(answered().map(value).collect());
         let some = |value: fn(&Sample) -> Option<f64>| {
-            let values: Vec<_> = samples.iter().filter_map(value).collect();
+            let values: Vec<_> = answered().filter_map(value).collect();
             (!values.is_empty()).then(|| median(values))
         };
         let cpu_us = first.cpu_us.keys().map(|name| {
-            let values = samples.iter().map(|sample| sample.cpu_us[name]);
+            let values = answered().filter_map(|sample| sample.cpu_us.get(name).copied());
             (*name, median(values.collect()))
         });
         let peak_rss = first.peak_rss.keys().map(|name| {
-            let values = samples.iter().map(|sample| sample.peak_rss[name] as f64);
-            (*name, median(values.collect()) as u64)
+            let values = answered().filter_map(|sample| sample.peak_rss.get(name).copied());
+            (
+                *name,
+                median(values.map(|bytes| bytes as f64).collect()) as u64,
+            )
         });
         Some(Self {
             cell,

@@ -195,6 +195,26 @@ impl Systems {
         running.with_context(|| format!("{setup:?} does not run"))
     }
 
+    /// Starts again a peer that has ended by itself. True when it had.
+    ///
+    /// # Errors
+    /// When it does not start again.
+    pub(crate) async fn revive(&mut self, setup: Setup) -> Result<bool> {
+        let Some(running) = self.running.get_mut(&setup) else {
+            return Ok(false);
+        };
+        let Some(proxy) = &mut running.node_proxy else {
+            return Ok(false);
+        };
+        let had_ended = proxy.revive().await?;
+        let now = proxy.part();
+        let mut parts = running.parts.iter_mut();
+        if let Some(part) = parts.find(|part| part.name == now.name) {
+            *part = now;
+        }
+        Ok(had_ended)
+    }
+
     /// The upstream before which all stand.
     pub(crate) fn upstream(&self) -> &Upstream {
         &self.upstream
@@ -245,6 +265,7 @@ pub(crate) struct Running {
     /// Paths of objects that are not there, where it is a server of objects.
     pub(crate) absent: Vec<String>,
     stack: Option<Box<Stack>>,
+    node_proxy: Option<NodeProxy>,
     /// Its Garage, which is among its processes.
     pub(crate) garage: Option<Garage>,
     /// Ends when this is dropped.
@@ -277,6 +298,7 @@ impl Running {
             local_store: None,
             absent: Vec::new(),
             stack: None,
+            node_proxy: None,
             garage: None,
             _kept: None,
         }
@@ -453,10 +475,10 @@ async fn with_nginx(upstream: SocketAddr) -> Result<Running> {
 async fn node_proxy(upstream: SocketAddr, garage: &Garage) -> Result<Running> {
     let files = tempfile::tempdir()?;
     let proxy = NodeProxy::start(files.path(), upstream, &garage.endpoint).await?;
-    let part = Part::new("node", proxy.process.pid());
-    let mut running = Running::new(proxy.address(), part);
+    let mut running = Running::new(proxy.address(), proxy.part());
     running.parts.push(garage.part());
-    Ok(running.keeping((proxy, files)))
+    running.node_proxy = Some(proxy);
+    Ok(running.keeping(files))
 }
 
 async fn local_store() -> Result<Running> {
