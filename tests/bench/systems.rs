@@ -329,6 +329,18 @@ impl Running {
         let stack = self.stack.as_ref().context("no stack")?;
         stack.metrics().await
     }
+
+    /// False while Afterimage's circuit breaker keeps it from asking its store.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub(crate) async fn is_store_in_use(&self) -> Result<bool> {
+        if self.parts.iter().all(|part| part.name != "afterimage") {
+            return Ok(true);
+        }
+        let metrics = self.metrics().await?;
+        Ok(metrics.sum("afterimage_store_breaker_state", &[]) == 0.0)
+    }
 }
 
 /// The upstream's process. Dropping it kills it.
