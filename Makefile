@@ -9,16 +9,19 @@ SECONDS ?= 60
 # One invocation for both, so that their dependencies are compiled once.
 BUILD = cargo build --release --bin afterimage --example dev
 DEV = cargo run --quiet --release --example dev --
+BENCH = cargo run --quiet --release --example bench --
 
 # Written by npm when everything is installed.
 NODE_MODULES = examples/nextjs/node_modules/.package-lock.json
+NODE_PROXY = tests/bench/node-proxy/node_modules/.package-lock.json
 
 .DEFAULT_GOAL = help
-.PHONY: help tools tools-up tools-test tools-examples tools-fuzz build up down test fuzz conformance examples lint manifests translated
+.PHONY: help tools tools-up tools-test tools-examples tools-fuzz tools-bench build up down test fuzz \
+	conformance examples lint bench bench-limits manifests translated
 
 help: ## this list
 	@echo "Afterimage. Needs make, Rust, a C compiler and Python 3 with venv."
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12 | sed 's/^/  make /'
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14 | sed 's/^/  make /'
 
 tools: ## installs every real component (Envoy, Garage, imgproxy's stand-in), once per user
 	@tests/tools.sh envoy imgproxy garage
@@ -52,11 +55,20 @@ conformance: ## the public tests for HTTP caches; CACHE_TESTS=checkout of github
 	cargo build --release --bin afterimage --example conformance
 	@cargo run --quiet --release --example conformance -- '$(CACHE_TESTS)'
 
-examples: tools-examples $(NODE_MODULES) ## builds the examples and looks at them in a browser (Debian's chromium)
+examples: tools-examples manifests $(NODE_MODULES) ## checks the files for meshes, builds the examples and looks at them in a browser (Debian's chromium)
 	cargo test --test examples
 
-$(NODE_MODULES): examples/nextjs/package.json examples/nextjs/package-lock.json | tools-examples
-	cd examples/nextjs && PATH="$$(dirname "$$(../../tests/tools.sh path node)"):$$PATH" npm ci --no-audit --no-fund --loglevel error
+%/node_modules/.package-lock.json: %/package.json %/package-lock.json
+	@tests/tools.sh node
+	cd $* && PATH="$$(dirname "$$($(CURDIR)/tests/tools.sh path node)"):$$PATH" npm ci --no-audit --no-fund --loglevel error
+
+bench: tools-bench $(NODE_PROXY) ## Afterimage beside the floors and the peers, 15 minutes; QUICK=1 for 2
+	cargo build --release --bin afterimage --example bench
+	@$(BENCH) run $(if $(QUICK),--quick)
+
+bench-limits: tools-bench ## sizes, herds, memory and many objects, within 15 minutes; ONLY=herd for one
+	cargo build --release --bin afterimage --example bench
+	@$(BENCH) limits $(if $(ONLY),--only $(ONLY))
 
 lint: ## format, clippy and documentation, warnings denied
 	cargo fmt --check
@@ -74,6 +86,9 @@ translated: ## makes envoy/*/translated*.yaml anew, with Istio's and Envoy Gatew
 
 # imgproxy's stand-in is needed only where there is no imgproxy.
 STAND_IN = $(if $(IMGPROXY)$(shell command -v imgproxy),,imgproxy)
+
+tools-bench:
+	@tests/tools.sh envoy garage $(STAND_IN)
 
 tools-up:
 	@tests/tools.sh envoy $(STAND_IN) $(filter garage,$(STORE))

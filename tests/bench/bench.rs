@@ -1,0 +1,262 @@
+//! `make bench` and `make bench-limits`: Afterimage, the floors and the peers, side by side in one run.
+//!
+//! ```text
+//! plan ── what is measured; claims ── which ratios that is for
+//!   └─ systems ── starts everyone before one upstream (urls, upstream, empty_ext_proc, nginx, node)
+//!        └─ measure ── one cell: load asks, usage reads the processes' CPU time and memory
+//!             └─ results ── medians, table, target/bench.json; plot ── the pictures
+//! ```
+//!
+//! Within a round all systems do the same work one after the other, and every other round goes backwards, so that a machine
+//! that gets slower or faster meanwhile does so for all.
+
+mod claims;
+mod empty_ext_proc;
+mod limits;
+mod load;
+mod measure;
+mod nginx;
+mod node;
+mod plan;
+mod plot;
+mod results;
+mod s3;
+#[path = "../support/mod.rs"]
+mod support;
+mod systems;
+mod upstream;
+mod urls;
+mod usage;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use afterimage::clock::Stopwatch;
+use anyhow::{Context as _, Result};
+use clap::{Parser, ValueEnum as _};
+use rustix::fs::statvfs;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::runtime::Builder;
+use tokio::signal::unix::{SignalKind, signal};
+
+use measure::Sample;
+use plan::{Cell, Plan};
+use results::Results;
+use support::tools;
+use systems::{Setup, Systems};
+
+/// What a round writes at most, and what it needs besides.
+const ROOM_BYTES: u64 = 3 << 30;
+
+#[derive(Parser)]
+#[command(
+    name = "bench",
+    about = "Measures Afterimage beside the floors and the peers"
+)]
+enum Arguments {
+    /// Measures everything, within 15 minutes.
+    Run {
+        /// Only what the claims at 50 KB need, within 2 minutes.
+        #[arg(long)]
+        quick: bool,
+    },
+    /// Measures what is bounded rather than fast: sizes, herds, memory, many objects. Within 15 minutes.
+    Limits {
+        /// This part only; all if it is not given.
+        #[arg(long, value_enum)]
+        only: Option<limits::Part>,
+    },
+    /// The server in imgproxy's place.
+    #[command(hide = true)]
+    Upstream { listen: SocketAddr },
+    /// The processor that does nothing.
+    #[command(hide = true)]
+    EmptyExtProc { socket: PathBuf, messages: PathBuf },
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse() {
+        Arguments::Run { quick } => one_thread(until_signal(bench(quick))),
+        Arguments::Limits { only } => one_thread(until_signal(limits(only))),
+        Arguments::Upstream { listen } => one_thread(upstream::serve(listen)),
+        Arguments::EmptyExtProc { socket, messages } => {
+            all_cores(empty_ext_proc::serve(&socket, &messages))
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn one_thread(work: impl Future<Output = Result<()>>) -> Result<()> {
+    Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(work)
+}
+
+fn all_cores(work: impl Future<Output = Result<()>>) -> Result<()> {
+    Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(work)
+}
+
+/// Measures, unless a signal comes first; either way everything that was started ends.
+async fn until_signal(measuring: impl Future<Output = Result<()>>) -> Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        done = measuring => done,
+        _ = interrupt.recv() => anyhow::bail!("interrupted"),
+        _ = terminate.recv() => anyhow::bail!("terminated"),
+    }
+}
+
+async fn bench(quick: bool) -> Result<()> {
+    prepare()?;
+    let started = Stopwatch::start();
+    let mut plan = if quick { Plan::quick() } else { Plan::full() };
+    let missing = missing()?;
+    plan.without(&missing);
+    let samples = all_rounds(&plan, !missing.contains(&Setup::AfterimageMemory), started).await?;
+
+    let results = Results::new(&samples);
+    results.print();
+    claims::print(&results, &plan);
+    let target = target()?;
+    let json = target.join("bench.json");
+    results.write(&json)?;
+    println!("\n{}", json.display());
+    for plot in plot::write(&results, &target)? {
+        println!("{}", plot.display());
+    }
+    println!("{} s", started.elapsed().as_secs());
+    Ok(())
+}
+
+async fn limits(only: Option<limits::Part>) -> Result<()> {
+    prepare()?;
+    let started = Stopwatch::start();
+    let parts = match &only {
+        None => limits::Part::value_variants(),
+        Some(part) => std::slice::from_ref(part),
+    };
+    let limits = limits::measure(parts, systems::has_memory_tier()?).await?;
+    let json = target()?.join("limits.json");
+    std::fs::write(&json, format!("{limits:#}\n"))?;
+    println!("\n{}\n{} s", json.display(), started.elapsed().as_secs());
+    Ok(())
+}
+
+fn prepare() -> Result<()> {
+    allow_many_connections()?;
+    keep_off_the_disk()
+}
+
+/// Where results go.
+fn target() -> Result<PathBuf> {
+    let target = tools::project().join("target");
+    std::fs::create_dir_all(&target)?;
+    Ok(target)
+}
+
+/// Who cannot be measured here, said in one line each.
+fn missing() -> Result<Vec<Setup>> {
+    let mut missing = Vec::new();
+    if nginx::find().is_none() {
+        eprintln!(
+            "no rows of nginx: it is not installed; on Debian: sudo apt-get install nginx-light"
+        );
+        missing.push(Setup::Nginx);
+    }
+    if !systems::has_memory_tier()? {
+        eprintln!("no memory hits of Afterimage: this build has no memory tier");
+        missing.push(Setup::AfterimageMemory);
+    }
+    Ok(missing)
+}
+
+async fn all_rounds(
+    plan: &Plan,
+    has_memory_tier: bool,
+    started: Stopwatch,
+) -> Result<BTreeMap<Cell, Vec<Sample>>> {
+    let setups = plan.setups();
+    let start = async || Systems::start(&setups, &plan.sizes, has_memory_tier).await;
+    let mut systems = start().await?;
+    let mut samples = BTreeMap::<Cell, Vec<Sample>>::new();
+    let rounds = plan.pace.rounds.max(plan.pace.claim_rounds);
+    'all: for round in 0..rounds {
+        if round > 0 && plan.pace.starts_anew {
+            drop(systems);
+            systems = start().await?;
+        }
+        let mut cells: Vec<_> = plan
+            .cells
+            .iter()
+            .filter(|cell| round < plan.pace.rounds || claims::needs(cell))
+            .collect();
+        if round % 2 == 1 {
+            cells.reverse();
+        }
+        for (index, cell) in cells.iter().enumerate() {
+            if started.elapsed() > plan.pace.last_begins {
+                eprintln!("no time is left for the rest of round {}", round + 1);
+                break 'all;
+            }
+            systems.revive(cell.setup).await?;
+            let running = systems.of(cell.setup)?;
+            let measured = measure::measure(cell, running, systems.upstream(), &plan.pace).await;
+            let sample = match measured {
+                Ok(sample) => sample,
+                Err(error) if systems.revive(cell.setup).await? => Sample::of_ended(&error),
+                Err(error) => return Err(error.context(format!("{cell:?}"))),
+            };
+            samples.entry(**cell).or_default().push(sample);
+            if index % 10 == 9 || index + 1 == cells.len() {
+                let seconds = started.elapsed().as_secs();
+                eprintln!(
+                    "round {} of {rounds}: {} of {} cells, {seconds} s",
+                    round + 1,
+                    index + 1,
+                    cells.len()
+                );
+            }
+        }
+    }
+    Ok(samples)
+}
+
+/// Puts stores and logs into memory, if there is room and `TMPDIR` does not say otherwise: disks differ in how long they take
+/// to sync or to delete a file, and nobody waits for either here.
+fn keep_off_the_disk() -> Result<()> {
+    let memory = Path::new("/dev/shm");
+    let has_room = statvfs(memory).is_ok_and(|found| found.f_bavail * found.f_frsize >= ROOM_BYTES);
+    if std::env::var_os("TMPDIR").is_none() && has_room {
+        tempfile::env::override_temp_dir(memory)
+            .ok()
+            .context("set before")?;
+    }
+    eprintln!(
+        "files are in {}; TMPDIR=/another/place chooses",
+        tempfile::env::temp_dir().display()
+    );
+    Ok(())
+}
+
+/// Hundreds of connections need more open files than shells allow at first.
+fn allow_many_connections() -> Result<()> {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let all = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    setrlimit(Resource::Nofile, all).context("cannot raise the limit of open files")
+}
