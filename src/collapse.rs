@@ -1,16 +1,22 @@
 //! What requests of this process for the same key know of each other.
 //!
-//! [`InFlight`] has the fills that are whole, but not yet confirmed by the store: from the end of a
-//! stream until its commit is confirmed, lookups are served from the bytes that are held for it.
-//! [`Refreshes`] has the keys whose stale entry one request is asking the upstream about, while the
-//! others are served the stale one. What is in a table lives exactly as long as its guard.
+//! [`Groups`] has the keys that a request was sent on for: it leads, the others follow, which means
+//! that they wait for what becomes of it. [`InFlight`] has the fills that are whole, but not yet
+//! confirmed by the store: from the end of a stream until its commit is confirmed, and until the
+//! last follower has seen it, lookups are served from the bytes that are held for it. [`Refreshes`]
+//! has the keys whose stale entry one request is asking the upstream about, while the others are
+//! served the stale one. What is in a table lives exactly as long as its guard.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use quick_cache::sync::Cache;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use crate::budget::Reservation;
+use crate::clock::Stopwatch;
 use crate::entry::Record;
 use crate::marks::Moment;
 use crate::policy::Key;
@@ -33,25 +39,48 @@ pub struct InFlight(Arc<Mutex<HashMap<[u8; 32], Slot>>>);
 /// `None` until the record is made.
 type Slot = watch::Receiver<Option<Arc<Held>>>;
 
-/// The right to show one whole fill to lookups; dropping it takes the entry away.
+/// The place of one whole fill among those that lookups see; dropping it takes the entry away.
 #[derive(Debug)]
 pub struct Pending {
     table: InFlight,
     digest: [u8; 32],
-    sender: watch::Sender<Option<Arc<Held>>>,
+    slot: Slot,
+}
+
+/// Fills that place. Dropping it before lets those go that wait.
+#[derive(Debug)]
+pub struct Display(watch::Sender<Option<Arc<Held>>>);
+
+/// What keeps whole fills shown, with the room for their bytes: the task that commits them, and
+/// whoever waits for them, share it.
+#[derive(Debug)]
+pub struct Shown {
+    _pending: Vec<Pending>,
+    _room: Reservation,
+}
+
+impl Shown {
+    /// Keeps these shown.
+    pub fn new(pending: Vec<Pending>, room: Reservation) -> Arc<Self> {
+        Arc::new(Self {
+            _pending: pending,
+            _room: room,
+        })
+    }
 }
 
 impl InFlight {
-    /// Announces a whole fill: from here on lookups wait for [`Pending::show`] or the drop. A fill
-    /// of the same key takes the place of an earlier one.
-    pub fn announce(&self, key: &Key) -> Pending {
-        let (sender, receiver) = watch::channel(None);
-        self.lock().insert(*key.digest(), receiver);
-        Pending {
+    /// Announces a whole fill: from here on lookups wait for [`Display::show`] or the drop of one of
+    /// both. A fill of the same key takes the place of an earlier one.
+    pub fn announce(&self, key: &Key) -> (Pending, Display) {
+        let (sender, slot) = watch::channel(None);
+        self.lock().insert(*key.digest(), slot.clone());
+        let pending = Pending {
             table: self.clone(),
             digest: *key.digest(),
-            sender,
-        }
+            slot,
+        };
+        (pending, Display(sender))
     }
 
     /// The whole fill for `key`, if there is one. Waits at most until its record is made, which
@@ -67,10 +96,10 @@ impl InFlight {
     }
 }
 
-impl Pending {
+impl Display {
     /// Shows the entry to lookups, those that wait included.
     pub fn show(&self, held: Arc<Held>) {
-        self.sender.send_replace(Some(held));
+        self.0.send_replace(Some(held));
     }
 }
 
@@ -80,7 +109,7 @@ impl Drop for Pending {
         // A later fill of the same key may have taken the place.
         let is_own = table
             .get(&self.digest)
-            .is_some_and(|slot| slot.same_channel(&self.sender.subscribe()));
+            .is_some_and(|slot| slot.same_channel(&self.slot));
         if is_own {
             table.remove(&self.digest);
         }
@@ -115,6 +144,210 @@ impl Refreshes {
 impl Drop for Claim {
     fn drop(&mut self) {
         self.table.lock().remove(&self.digest);
+    }
+}
+
+/// Keys that are not waited for, at most; beyond them those go that were used least.
+const REMEMBERED: usize = 8192;
+
+/// The keys that a request was sent on for; clones share them. At most one for each open stream.
+#[derive(Debug, Clone)]
+pub struct Groups(Arc<Table>);
+
+#[derive(Debug)]
+struct Table {
+    groups: Mutex<HashMap<[u8; 32], Arc<Group>>>,
+    /// Since when, and for how long, requests for a key do not wait for each other (hit-for-miss).
+    alone: Cache<[u8; 32], (Stopwatch, Duration)>,
+    /// Followers of one group that may be sent on at a time.
+    turns: usize,
+}
+
+/// The requests that wait for one leader.
+#[derive(Debug)]
+struct Group {
+    verdict: watch::Sender<Verdict>,
+    turns: Arc<Semaphore>,
+}
+
+/// What became of a leader.
+#[derive(Debug, Clone)]
+enum Verdict {
+    Open,
+    Stored(Option<Arc<Shown>>),
+    Refused,
+    Left,
+}
+
+/// Which part a request has.
+#[derive(Debug)]
+pub enum Joined {
+    /// It is sent on, and others wait for it.
+    Lead(Lead),
+    /// It waits.
+    Follow(Follow),
+    /// It is sent on, and nobody waits for it.
+    Alone,
+}
+
+/// The part of the leader. Dropping it is leaving: one of the followers leads then.
+#[derive(Debug)]
+pub struct Lead {
+    table: Groups,
+    digest: [u8; 32],
+    group: Arc<Group>,
+    has_ended: bool,
+}
+
+/// The part of a follower.
+#[derive(Debug)]
+pub struct Follow {
+    table: Groups,
+    digest: [u8; 32],
+    verdict: watch::Receiver<Verdict>,
+    turns: Arc<Semaphore>,
+}
+
+/// What a follower has waited for.
+#[derive(Debug)]
+pub enum Followed {
+    /// There is something to be looked up, and as long as this is held, it is.
+    Stored(Option<Arc<Shown>>),
+    /// The leader left, and this request leads now.
+    Lead(Lead),
+    /// There is nothing; this request may be sent on, and the next one when this is dropped.
+    Turn(OwnedSemaphorePermit),
+    /// The time was over.
+    TimedOut,
+}
+
+impl Followed {
+    /// The word for labels.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Stored(_) => "stored",
+            Self::Lead(_) => "lead",
+            Self::Turn(_) => "turn",
+            Self::TimedOut => "timed_out",
+        }
+    }
+}
+
+impl Groups {
+    /// `turns`: how many followers of one group are sent on at a time when there is nothing to
+    /// serve them; at least 1.
+    pub fn new(turns: usize) -> Self {
+        Self(Arc::new(Table {
+            groups: Mutex::default(),
+            alone: Cache::new(REMEMBERED),
+            turns,
+        }))
+    }
+
+    /// Takes the part that is left for a request of this key.
+    pub fn join(&self, key: &Key) -> Joined {
+        self.join_digest(*key.digest())
+    }
+
+    fn join_digest(&self, digest: [u8; 32]) -> Joined {
+        if let Some((since, lasts)) = self.0.alone.get(&digest) {
+            if since.elapsed() < lasts {
+                return Joined::Alone;
+            }
+            self.0.alone.remove(&digest);
+        }
+        let mut groups = self.lock();
+        if let Some(group) = groups.get(&digest) {
+            return Joined::Follow(Follow {
+                table: self.clone(),
+                digest,
+                verdict: group.verdict.subscribe(),
+                turns: Arc::clone(&group.turns),
+            });
+        }
+        let group = Arc::new(Group {
+            verdict: watch::Sender::new(Verdict::Open),
+            turns: Arc::new(Semaphore::new(self.0.turns)),
+        });
+        groups.insert(digest, Arc::clone(&group));
+        Joined::Lead(Lead {
+            table: self.clone(),
+            digest,
+            group,
+            has_ended: false,
+        })
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<[u8; 32], Arc<Group>>> {
+        self.0.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Lead {
+    /// Whether others wait.
+    pub fn is_followed(&self) -> bool {
+        self.group.verdict.receiver_count() > 0
+    }
+
+    /// There is something to be looked up now; what is `shown` stays so for those who wait.
+    pub fn stored(mut self, shown: Option<Arc<Shown>>) {
+        self.end(Verdict::Stored(shown));
+    }
+
+    /// There is nothing for others. For so long nobody waits for a request of this key.
+    pub fn refused(mut self, alone: Duration) {
+        if !alone.is_zero() {
+            let alone = (Stopwatch::start(), alone);
+            self.table.0.alone.insert(self.digest, alone);
+        }
+        self.end(Verdict::Refused);
+    }
+
+    fn end(&mut self, verdict: Verdict) {
+        if std::mem::replace(&mut self.has_ended, true) {
+            return;
+        }
+        // Whoever comes from here on finds what is stored, or leads.
+        self.table.lock().remove(&self.digest);
+        self.group.verdict.send_replace(verdict);
+    }
+}
+
+impl Drop for Lead {
+    fn drop(&mut self) {
+        self.end(Verdict::Left);
+    }
+}
+
+impl Follow {
+    /// Waits for what becomes of the leader, at most so long.
+    pub async fn end(self, patience: Duration) -> Followed {
+        tokio::time::timeout(patience, self.turn())
+            .await
+            .unwrap_or(Followed::TimedOut)
+    }
+
+    async fn turn(mut self) -> Followed {
+        loop {
+            let is_over = |verdict: &Verdict| !matches!(verdict, Verdict::Open);
+            let verdict = match self.verdict.wait_for(is_over).await {
+                Ok(verdict) => verdict.clone(),
+                Err(_) => Verdict::Left,
+            };
+            let joined = match verdict {
+                Verdict::Stored(shown) => return Followed::Stored(shown),
+                Verdict::Refused => Joined::Alone,
+                Verdict::Open | Verdict::Left => self.table.join_digest(self.digest),
+            };
+            match joined {
+                Joined::Lead(lead) => return Followed::Lead(lead),
+                Joined::Follow(follow) => self = follow,
+                Joined::Alone => {
+                    let turn = Arc::clone(&self.turns).acquire_owned().await;
+                    return turn.map_or(Followed::TimedOut, Followed::Turn);
+                }
+            }
+        }
     }
 }
 
@@ -156,37 +389,130 @@ mod tests {
     #[tokio::test]
     async fn a_lookup_waits_for_the_record_and_gets_the_entry() {
         let table = InFlight::default();
-        let pending = table.announce(&key());
+        let (pending, display) = table.announce(&key());
         let waiting = tokio::spawn({
             let table = table.clone();
             async move { table.get(&key()).await }
         });
         tokio::task::yield_now().await;
-        pending.show(held());
+        display.show(held());
+        drop(display);
         assert!(waiting.await.unwrap().is_some());
+        assert!(table.get(&key()).await.is_some());
+        drop(pending);
+        assert!(table.get(&key()).await.is_none());
     }
 
     #[tokio::test]
     async fn a_fill_that_fails_lets_its_waiters_go() {
         let table = InFlight::default();
-        let pending = table.announce(&key());
+        let (pending, display) = table.announce(&key());
         let waiting = tokio::spawn({
             let table = table.clone();
             async move { table.get(&key()).await }
         });
         tokio::task::yield_now().await;
-        drop(pending);
+        // Others may hold its place for longer.
+        drop(display);
         assert!(waiting.await.unwrap().is_none());
         assert!(table.get(&key()).await.is_none());
+        drop(pending);
     }
 
     #[tokio::test]
     async fn the_end_of_an_earlier_fill_leaves_a_later_one_in_place() {
         let table = InFlight::default();
         let earlier = table.announce(&key());
-        let later = table.announce(&key());
+        let (later, display) = table.announce(&key());
         drop(earlier);
-        later.show(held());
+        display.show(held());
         assert!(table.get(&key()).await.is_some());
+        drop(later);
+    }
+
+    const PATIENCE: Duration = Duration::from_secs(3600);
+
+    fn lead(groups: &Groups) -> Lead {
+        match groups.join(&key()) {
+            Joined::Lead(lead) => lead,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn follow(groups: &Groups) -> Follow {
+        match groups.join(&key()) {
+            Joined::Follow(follow) => follow,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn the_first_leads_and_the_rest_see_what_it_stored() {
+        let groups = Groups::new(4);
+        let leader = lead(&groups);
+        assert!(!leader.is_followed());
+        let followers = [follow(&groups), follow(&groups)];
+        assert!(leader.is_followed());
+        leader.stored(None);
+        for follower in followers {
+            let followed = follower.end(PATIENCE).await;
+            assert!(matches!(followed, Followed::Stored(None)), "{followed:?}");
+        }
+        drop(lead(&groups));
+    }
+
+    #[tokio::test]
+    async fn when_the_leader_leaves_one_follower_leads() {
+        let groups = Groups::new(4);
+        let leader = lead(&groups);
+        let (first, second) = (follow(&groups), follow(&groups));
+        drop(leader);
+        let Followed::Lead(leader) = first.end(PATIENCE).await else {
+            panic!("nobody leads")
+        };
+        let second = tokio::spawn(second.end(PATIENCE));
+        tokio::task::yield_now().await;
+        leader.stored(None);
+        assert!(matches!(second.await.unwrap(), Followed::Stored(_)));
+    }
+
+    #[tokio::test]
+    async fn followers_of_a_refused_leader_are_released_a_few_at_a_time() {
+        let groups = Groups::new(2);
+        let leader = lead(&groups);
+        let followers: Vec<_> = (0..3).map(|_| follow(&groups)).collect();
+        leader.refused(Duration::ZERO);
+        let mut followers = followers.into_iter();
+        let mut next = || followers.next().unwrap();
+        let first = next().end(PATIENCE).await;
+        let second = next().end(PATIENCE).await;
+        assert!(matches!(
+            (&first, &second),
+            (Followed::Turn(_), Followed::Turn(_))
+        ));
+        let third = tokio::spawn(next().end(PATIENCE));
+        tokio::task::yield_now().await;
+        assert!(!third.is_finished());
+        drop(first);
+        assert!(matches!(third.await.unwrap(), Followed::Turn(_)));
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_longer_than_asked() {
+        let groups = Groups::new(1);
+        let leader = lead(&groups);
+        let followed = follow(&groups).end(Duration::ZERO).await;
+        assert!(matches!(followed, Followed::TimedOut), "{followed:?}");
+        drop(leader);
+    }
+
+    #[tokio::test]
+    async fn hit_for_miss_lasts_as_long_as_said() {
+        let groups = Groups::new(1);
+        lead(&groups).refused(Duration::from_secs(3600));
+        assert!(matches!(groups.join(&key()), Joined::Alone));
+        let groups = Groups::new(1);
+        lead(&groups).refused(Duration::from_nanos(1));
+        drop(lead(&groups));
     }
 }

@@ -107,6 +107,10 @@ pub struct Limits {
     pub write_timeout: Duration,
     /// For a response to pass while its copy is kept.
     pub fill_deadline: Duration,
+    /// Bytes a second that must pass while it is kept; 0: any.
+    pub fill_rate: u64,
+    /// What it may take beside that.
+    pub fill_grace: Duration,
     /// Largest hit in one message.
     pub immediate_bytes: u64,
     /// Largest body that is served, and so stored.
@@ -117,6 +121,8 @@ pub struct Limits {
     pub budget: u32,
     /// Requests of our own to upstreams at a time.
     pub fetches: usize,
+    /// Followers of one request that are sent on at a time when it was in vain.
+    pub released_followers: usize,
     /// Sources that are marked as invalidated at a time.
     pub invalidations: usize,
     /// For how long a deletion that fails is tried again.
@@ -244,6 +250,11 @@ struct RawLimits {
     write_timeout: Option<Seconds>,
     /// For a response to pass while its copy is kept; the client is not touched. Default `60s`.
     fill_deadline: Option<Seconds>,
+    /// How fast a response must pass while its copy is kept, from `fill_grace` on and on the average;
+    /// `0B`: any rate. In a second. Default `16KiB`.
+    fill_rate: Option<Bytes>,
+    /// Default `5s`.
+    fill_grace: Option<Seconds>,
     /// Largest hit in one message, at most `4MiB`. Default `1MiB`.
     immediate_cap: Option<Bytes>,
     /// Largest body that is served, and so stored: Envoy buffers all of it for a slow client.
@@ -257,6 +268,8 @@ struct RawLimits {
     budget: Option<Bytes>,
     /// Requests of our own to the policies' upstreams at a time; there is no queue. Default 16.
     upstream_fetches: Option<usize>,
+    /// Requests that waited for the same one, in vain, and are sent on at a time. Default 4.
+    released_followers: Option<usize>,
     /// Paths that were invalidated by an unsafe method a short while ago and are remembered, so that
     /// what was asked for before is not used any more. Beyond them everything older is hidden for
     /// `invalidation_time`. Default 10000.
@@ -475,11 +488,14 @@ impl RawLimits {
             lookup_timeout: Seconds::or(self.lookup_timeout, Duration::from_millis(300)),
             write_timeout: Seconds::or(self.write_timeout, Duration::from_secs(30)),
             fill_deadline: Seconds::or(self.fill_deadline, Duration::from_secs(60)),
+            fill_rate: Bytes::or(self.fill_rate, 16 * 1024),
+            fill_grace: Seconds::or(self.fill_grace, Duration::from_secs(5)),
             immediate_bytes: Bytes::or(self.immediate_cap, MIB),
             stream_cap: Bytes::or(self.stream_cap, 8 * MIB),
             held_bytes: Bytes::or(self.held_cap, 8 * MIB),
             budget: u32::try_from(budget).unwrap_or_default(),
             fetches: self.upstream_fetches.unwrap_or(16),
+            released_followers: self.released_followers.unwrap_or(4),
             invalidations: self.invalidations.unwrap_or(10_000),
             invalidation_time: Seconds::or(self.invalidation_time, Duration::from_secs(600)),
             breaker_failures: self.breaker_failures.unwrap_or(5),
@@ -490,6 +506,9 @@ impl RawLimits {
         }
         if limits.immediate_bytes > 4 * MIB {
             problem("immediate_cap", "is at most 4MiB".to_owned());
+        }
+        if limits.released_followers == 0 {
+            problem("released_followers", "is at least 1".to_owned());
         }
         if limits.invalidations == 0 {
             problem("invalidations", "is at least 1".to_owned());

@@ -25,7 +25,7 @@ use tokio::task::JoinHandle;
 use tracing::debug;
 
 use crate::clock::{Clock, Timestamp};
-use crate::collapse::Claim;
+use crate::collapse::{Claim, Lead};
 use crate::fill::{Copying, Fills};
 use crate::marks::Moment;
 use crate::policy::{Fetch, Provenance, RequestHead, ResponseHead};
@@ -52,6 +52,15 @@ pub struct Fetcher {
     clock: Clock,
     slots: Arc<Semaphore>,
     marker: Marker,
+}
+
+/// The part of a request among those for the same entry.
+#[derive(Debug)]
+pub enum Part {
+    /// It refreshes what others are served meanwhile.
+    Refreshes(Claim),
+    /// Others wait for it.
+    Leads(Lead),
 }
 
 /// A request that is under way, in a task of its own: dropping this does not end it.
@@ -105,9 +114,9 @@ impl Fetcher {
             .is_some_and(|mark| self.marker.made(mark, &request.path, self.clock.now()))
     }
 
-    /// Starts a request; `None` when as many as may are under way. The claim on the entry lasts as
-    /// long as it does.
-    pub fn start(&self, refresh: Refresh, claim: Claim) -> Option<Fetching> {
+    /// Starts a request; `None` when as many as may are under way. Its part among the requests for the
+    /// entry lasts as long as it does.
+    pub fn start(&self, refresh: Refresh, part: Part) -> Option<Fetching> {
         let metrics = &self.fills.metrics;
         let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
             metrics.fetched(Fetched::Nothing);
@@ -116,8 +125,12 @@ impl Fetcher {
         let fetcher = self.clone();
         Some(Fetching(self.fills.tasks.spawn(async move {
             let name = refresh.key.object_name();
-            let run = fetcher.run(refresh);
-            let fetched = tokio::time::timeout(fetcher.fills.deadline, run)
+            let (claim, lead) = match part {
+                Part::Refreshes(claim) => (Some(claim), None),
+                Part::Leads(lead) => (None, Some(lead)),
+            };
+            let run = fetcher.run(refresh, lead);
+            let fetched = tokio::time::timeout(fetcher.fills.pace.deadline, run)
                 .await
                 .unwrap_or(Fetched::Nothing);
             fetcher.fills.metrics.fetched(fetched);
@@ -127,11 +140,12 @@ impl Fetcher {
         })))
     }
 
-    async fn run(&self, refresh: Refresh) -> Fetched {
+    async fn run(&self, refresh: Refresh, lead: Option<Lead>) -> Fetched {
         let Refresh { fetch, session, .. } = refresh;
         let mut run = Run {
             asked: self.fills.marks.now(),
             copying: None,
+            lead,
         };
         let (head, body) = match self.ask(fetch).await {
             Ok(response) => read(response),
@@ -166,7 +180,8 @@ impl Fetcher {
                 None => return Fetched::Nothing,
             }
         }
-        if let Some(copying) = run.copying {
+        run.lead_ends();
+        if let Some(copying) = run.copying.take() {
             copying.committed().await;
         }
         fetched(session.report(), status)
@@ -222,6 +237,8 @@ impl Fetcher {
                 Effect::Reply(_)
                 | Effect::Nothing
                 | Effect::LookUp { .. }
+                | Effect::Join(_)
+                | Effect::Follow
                 | Effect::ClaimRefresh(_)
                 | Effect::Refresh(..)
                 | Effect::Invalidate(..)
@@ -240,11 +257,29 @@ struct Run {
     /// When it was made.
     asked: Moment,
     copying: Option<Copying>,
+    /// Others wait for this one.
+    lead: Option<Lead>,
 }
 
 impl Run {
     fn copy(&mut self, fills: &Fills, step: CopyStep) -> Option<AbortReason> {
         self.copying.as_mut()?.step(fills, step).err()
+    }
+
+    /// Lets those go who wait for this request, which has all of its response, or will not have it.
+    fn lead_ends(&mut self) {
+        let shown = self.copying.as_ref().and_then(Copying::shown);
+        match (self.lead.take(), shown) {
+            (None, _) => {}
+            (Some(lead), Some(shown)) => lead.stored(Some(shown)),
+            (Some(lead), None) => lead.refused(Duration::ZERO),
+        }
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        self.lead_ends();
     }
 }
 
@@ -266,6 +301,7 @@ fn fetched(report: Report, status: StatusCode) -> Fetched {
         } => Fetched::Stored,
         Report::Stale => Fetched::Failed(status),
         Report::Hit
+        | Report::Collapsed
         | Report::Bypass(_)
         | Report::Method { .. }
         | Report::Left

@@ -18,12 +18,12 @@ use tracing::warn;
 
 use crate::budget::{Budget, Reservation};
 use crate::clock::Stopwatch;
-use crate::collapse::{Held, InFlight, Pending};
+use crate::collapse::{Display, Held, InFlight, Shown};
 use crate::entry::{BodyChecksum, BodyProof, Record};
 use crate::marks::{Marks, Moment};
 use crate::memory::Memory;
 use crate::policy::{Key, Source, Storable};
-use crate::session::{AbortReason, CopyStep, FillPlan, Freshened, Signpost};
+use crate::session::{AbortReason, CopyStep, FillPlan, Freshened, Signpost, StoredBody};
 use crate::store::{self, Store};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::GaugeGuard;
@@ -51,10 +51,21 @@ pub struct Fills {
     pub metrics: Metrics,
     /// Largest body that is held; larger ones go to the store while they pass.
     pub held_bytes: u64,
-    /// How long a response may take to pass.
-    pub deadline: Duration,
+    /// How slowly a response may pass.
+    pub pace: Pace,
     /// Tasks that finish fills; the process waits for them at its end.
     pub tasks: TaskTracker,
+}
+
+/// How slowly a response may pass while its copy is kept.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// In all.
+    pub deadline: Duration,
+    /// At least, on the average since its begin; 0: any rate.
+    pub bytes_per_second: u64,
+    /// What it may take beside that.
+    pub grace: Duration,
 }
 
 /// One copy.
@@ -72,7 +83,17 @@ pub struct Copying {
     since: Stopwatch,
     /// Until it is finished or lost.
     open: Option<Fill>,
-    commit: Option<JoinHandle<()>>,
+    finished: Option<Finished>,
+    received: u64,
+}
+
+/// A copy that was handed over.
+#[derive(Debug)]
+pub struct Finished {
+    /// Commits it.
+    commit: JoinHandle<()>,
+    /// Keeps it shown to lookups; `None` for one that is not held.
+    shown: Option<Arc<Shown>>,
 }
 
 impl Copying {
@@ -88,7 +109,8 @@ impl Copying {
             metrics: fills.metrics.clone(),
             since: Stopwatch::start(),
             open: Some(fill),
-            commit: None,
+            finished: None,
+            received: 0,
         })
     }
 
@@ -101,10 +123,13 @@ impl Copying {
             return Ok(());
         };
         let appended = match step {
-            CopyStep::Append(bytes) => fills.append(fill, bytes).map(|fill| self.open = Some(fill)),
+            CopyStep::Append(bytes) => {
+                self.received += bytes.len() as u64;
+                fills.append(fill, bytes).map(|fill| self.open = Some(fill))
+            }
             CopyStep::Finish(bytes) => fills
                 .append(fill, bytes)
-                .map(|fill| self.commit = Some(fills.finish(fill))),
+                .map(|fill| self.finished = Some(fills.finish(fill))),
             CopyStep::Abort(reason) => {
                 self.metrics.aborted(reason);
                 Ok(())
@@ -113,10 +138,38 @@ impl Copying {
         appended.inspect_err(|&reason| self.metrics.aborted(reason))
     }
 
-    /// How much of `deadline` is left for an open copy; `None` without one.
-    pub fn time_left(&self, deadline: Duration) -> Option<Duration> {
+    /// How long an open copy may go on with what has come of it, and what it is then; `None` without
+    /// one.
+    pub fn time_left(&self, pace: Pace) -> Option<(Duration, AbortReason)> {
         self.open.as_ref()?;
-        Some(deadline.saturating_sub(self.since.elapsed()))
+        let longest = (pace.deadline, AbortReason::Deadline);
+        let (limit, reason) = match self.received.checked_div(pace.bytes_per_second) {
+            None => longest,
+            Some(seconds) => {
+                let slowest = pace.grace + Duration::from_secs(seconds);
+                if slowest < pace.deadline {
+                    (slowest, AbortReason::Slow)
+                } else {
+                    longest
+                }
+            }
+        };
+        Some((limit.saturating_sub(self.since.elapsed()), reason))
+    }
+
+    /// Whether the copy is, or was when it was finished, whole in memory, so that it can be shown.
+    pub fn is_held(&self) -> bool {
+        match (&self.open, &self.finished) {
+            (Some(fill), _) => matches!(fill.copy, Copy::Held(_)),
+            (None, Some(finished)) => finished.shown.is_some(),
+            (None, None) => false,
+        }
+    }
+
+    /// Keeps a finished copy shown to lookups; `None` before it is finished, and for one that is not
+    /// held.
+    pub fn shown(&self) -> Option<Arc<Shown>> {
+        self.finished.as_ref()?.shown.clone()
     }
 
     /// Gives up an open copy.
@@ -128,9 +181,9 @@ impl Copying {
 
     /// Waits until a finished copy is committed, or has failed.
     pub async fn committed(mut self) {
-        if let Some(commit) = self.commit.take() {
+        if let Some(finished) = self.finished.take() {
             // It only ends early with the runtime.
-            let _ = commit.await;
+            let _ = finished.commit.await;
         }
     }
 }
@@ -192,6 +245,7 @@ impl Fills {
             key,
             storable,
             signpost,
+            ..
         } = plan;
         let plan = Plan {
             key,
@@ -259,44 +313,55 @@ impl Fills {
 
     /// Hands a whole, verified copy over to a task that commits it. From here on lookups of this
     /// process see a held one.
-    pub fn finish(&self, fill: Fill) -> JoinHandle<()> {
+    pub fn finish(&self, fill: Fill) -> Finished {
         let fills = self.clone();
         match fill.copy {
             Copy::Held(held) => {
-                let pending = self.in_flight.announce(&fill.plan.key);
+                let (pending, display) = self.in_flight.announce(&fill.plan.key);
                 let signpost = fill.plan.signpost.as_ref().map(|signpost| {
-                    let pending = self.in_flight.announce(&signpost.key);
-                    pending.show(Arc::new(Held {
+                    let (pending, display) = self.in_flight.announce(&signpost.key);
+                    display.show(Arc::new(Held {
                         record: Arc::new(signpost.record.clone()),
                         chunks: Vec::new(),
                         asked: fill.plan.asked,
                     }));
                     pending
                 });
-                self.tasks.spawn(async move {
-                    fills.put(&fill.plan, held, pending).await;
-                    drop((signpost, fill.open));
-                })
-            }
-            Copy::Passing { queue, writer } => self.tasks.spawn(async move {
-                if queue.send(Piece::End).await.is_err() {
-                    fills.metrics.aborted(AbortReason::Store);
+                let pending = [pending].into_iter().chain(signpost).collect();
+                let shown = Shown::new(pending, held.room);
+                let commit = self.tasks.spawn({
+                    let shown = Arc::clone(&shown);
+                    async move {
+                        fills
+                            .put(&fill.plan, held.chunks, held.length, display)
+                            .await;
+                        drop((shown, fill.open));
+                    }
+                });
+                Finished {
+                    commit,
+                    shown: Some(shown),
                 }
-                drop(queue);
-                // It only ends early with the runtime.
-                let _ = writer.await;
-                drop(fill.open);
-            }),
+            }
+            Copy::Passing { queue, writer } => {
+                let commit = self.tasks.spawn(async move {
+                    if queue.send(Piece::End).await.is_err() {
+                        fills.metrics.aborted(AbortReason::Store);
+                    }
+                    drop(queue);
+                    // It only ends early with the runtime.
+                    let _ = writer.await;
+                    drop(fill.open);
+                });
+                Finished {
+                    commit,
+                    shown: None,
+                }
+            }
         }
     }
 
-    async fn put(&self, plan: &Plan, copy: HeldCopy, pending: Pending) {
-        let HeldCopy {
-            chunks,
-            length,
-            room,
-            ..
-        } = copy;
+    async fn put(&self, plan: &Plan, chunks: Vec<Bytes>, length: u64, display: Display) {
         let (proof, chunks) = if length <= HASHED_INLINE_BYTES {
             (BodyProof::of(&chunks), chunks)
         } else {
@@ -316,14 +381,13 @@ impl Fills {
         if let Err(reason) = self.is_valid(plan) {
             return self.metrics.aborted(reason);
         }
-        pending.show(Arc::clone(&held));
+        display.show(Arc::clone(&held));
         let result = self.store.put(&plan.key, &held.record, &held.chunks).await;
         if result.is_ok() {
             let record = Arc::clone(&held.record);
             self.memory.put(&plan.key, record, &held.chunks, plan.asked);
         }
         self.ended(plan, length, result).await;
-        drop((pending, room));
     }
 
     /// Starts the task that writes a large body while it passes. It ends without a commit when the
@@ -352,9 +416,25 @@ impl Fills {
         }
     }
 
+    /// Shows an entry with the record that the upstream has confirmed when it was asked at this moment,
+    /// until [`Fills::freshen`] has written it; `None` where its body is not held, or has no room.
+    pub fn show_freshened(&self, freshened: &Freshened, asked: Moment) -> Option<Arc<Shown>> {
+        let StoredBody::Held(chunks) = &freshened.body else {
+            return None;
+        };
+        let room = self.reserve(freshened.record.body.content_length).ok()?;
+        let (pending, display) = self.in_flight.announce(&freshened.key);
+        display.show(Arc::new(Held {
+            record: Arc::new(freshened.record.clone()),
+            chunks: chunks.clone(),
+            asked,
+        }));
+        Some(Shown::new(vec![pending], room))
+    }
+
     /// Gives an entry the record that the upstream has confirmed when it was asked at this moment.
     pub async fn freshen(&self, freshened: Freshened, asked: Moment) {
-        let Freshened { key, record } = freshened;
+        let Freshened { key, record, .. } = freshened;
         if self.marks.hide_asked(key.source(), asked) {
             return;
         }

@@ -21,11 +21,11 @@ use tracing::{info, warn};
 
 use crate::budget::Budget;
 use crate::clock::Clock;
-use crate::collapse::{InFlight, Refreshes};
+use crate::collapse::{Groups, InFlight, Refreshes};
 use crate::config::{Config, EnvoyLimits, Listen, StoreConfig};
 use crate::extproc::{self, Patience, Routes, Shared};
 use crate::fetch::Fetcher;
-use crate::fill::Fills;
+use crate::fill::{Fills, Pace};
 use crate::marks::{self, Marks};
 use crate::memory::Memory;
 use crate::store::{
@@ -128,7 +128,11 @@ pub async fn run(config: Config) -> Result<(), Error> {
         in_flight: InFlight::default(),
         metrics: metrics.clone(),
         held_bytes: limits.held_bytes,
-        deadline: limits.fill_deadline,
+        pace: Pace {
+            deadline: limits.fill_deadline,
+            bytes_per_second: limits.fill_rate,
+            grace: limits.fill_grace,
+        },
         tasks: tasks.clone(),
     };
     let upstreams = config
@@ -149,6 +153,7 @@ pub async fn run(config: Config) -> Result<(), Error> {
         fetcher,
         rechecks: Arc::new(Semaphore::new(RECHECKS)),
         refreshes: Refreshes::default(),
+        groups: Groups::new(limits.released_followers),
         metrics: metrics.clone(),
         clock,
         lookup_deadline: limits.lookup_timeout,

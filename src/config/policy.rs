@@ -12,9 +12,9 @@ use serde::Deserialize;
 
 use super::value::{Problem, Seconds, SecretSource};
 use crate::policy::{
-    Authorization, Clients, Cookies, FreshnessRules, Generic, Heuristic, ImageFormat, Imgproxy,
-    KeyPair, Kind, MediaRange, Policy, Query, Signing, Statuses, StoreRules, Upstream, Validators,
-    Verify,
+    Authorization, Clients, Completion, Cookies, FreshnessRules, Generic, Heuristic, ImageFormat,
+    Imgproxy, KeyPair, Kind, MediaRange, Policy, Query, Signing, Statuses, StoreRules, Upstream,
+    Validators, Verify,
 };
 use crate::transport::Endpoint;
 
@@ -55,9 +55,13 @@ pub(crate) struct RawPolicy {
     via: Option<String>,
     /// Whether `Cache-Status` has a `detail` with the reason. Default false.
     cache_status_detail: bool,
+    /// Whether requests for the same wait for the first one and are answered with what it gets.
+    /// Default true.
+    collapse: Option<bool>,
     /// Where the routes' upstream is, for requests of our own: they refresh entries in the background
-    /// (`stale_while_revalidate`), and ask about stale entries over `limits.immediate_cap`. Default
-    /// none: one client's request does the first, and the second is not done.
+    /// (`stale_while_revalidate`), ask about stale entries over `limits.immediate_cap`, and complete
+    /// what others wait for when its client leaves. Default none: one client's request does the first,
+    /// the second is not done, and one of those that wait begins anew.
     upstream: Option<RawUpstream>,
     key: RawKey,
     store: RawStoreRules,
@@ -104,6 +108,16 @@ struct RawUpstream {
     url: String,
     /// Its `Host`. Default: the one that the client asked for.
     host: Option<String>,
+    /// Which requests are completed when their clients leave: `followers`, those that others wait for,
+    /// or `always`, so that what was begun is stored. Default `followers`.
+    completion: Option<RawCompletion>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RawCompletion {
+    Followers,
+    Always,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -184,6 +198,9 @@ struct RawStoreRules {
     /// generic: how many responses are kept for one URL that differ by request headers outside the
     /// key, where `Vary` names them; 0 to 64. With 0 such responses are not stored. Default 16.
     variants: Option<usize>,
+    /// After a response that may not be stored, for how long requests for the same do not wait for each
+    /// other (hit-for-miss); errors of the upstream (408, 429, 5xx) do not count. Default `30s`.
+    hit_for_miss: Option<Seconds>,
     /// Media types that are stored, such as `image/*` or `text/css`. `image/svg+xml` must be named
     /// itself, because it can carry script. Default `[image/*]`.
     content_types: Option<Vec<String>>,
@@ -306,7 +323,14 @@ impl RawPolicy {
             None | Some(RawAuthorization::Bypass) => Authorization::Bypass,
             Some(RawAuthorization::Rfc9111) => Authorization::Rfc9111,
         };
+        let collapses = self.collapse.unwrap_or(true);
         let upstream = self.upstream.as_ref().map(|raw| raw.validate(&mut check));
+        if !collapses
+            && let Some(Some(upstream)) = &upstream
+            && upstream.completion == Completion::Always
+        {
+            check.problem("upstream.completion", "`always` needs `collapse: true`");
+        }
         let clients = check.clients(self.client_cache_control.as_ref());
         let via = self.via.as_deref().and_then(|name| check.via(name));
         let validators = self.validators;
@@ -351,6 +375,7 @@ impl RawPolicy {
                 RawValidators::Upstream => Validators::Upstream,
             }),
             shows_detail,
+            collapses,
             upstream: upstream.flatten().map(Arc::new),
             store,
             freshness,
@@ -491,7 +516,12 @@ impl RawUpstream {
         if host == Some(None) {
             check.problem("upstream.host", "is not of the form `host` or `host:port`");
         }
+        let completion = match self.completion {
+            None | Some(RawCompletion::Followers) => Completion::Followers,
+            Some(RawCompletion::Always) => Completion::Always,
+        };
         Some(Upstream {
+            completion,
             endpoint: endpoint?,
             base_path: base_path.to_owned(),
             host: host.flatten(),
@@ -599,6 +629,7 @@ impl RawStoreRules {
         StoreRules {
             statuses,
             variants,
+            hit_for_miss: Seconds::or(self.hit_for_miss, Duration::from_secs(30)),
             content_codings: self.content_codings,
             content_types,
             verify: match self.verify {

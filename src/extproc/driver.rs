@@ -1,6 +1,7 @@
 //! One conversation: message, event, session, effect, answer.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -11,13 +12,14 @@ use super::log::Log;
 use super::sending::Sending;
 use super::shared::Shared;
 use super::wire::{self, Message, Phase, ProcessingRequest, ProcessingResponse, RouteAttributes};
-use crate::collapse::Claim;
-use crate::fetch::Fetching;
+use crate::clock::Stopwatch;
+use crate::collapse::{Claim, Follow, Followed, Joined, Lead};
+use crate::fetch::{self, Fetching};
 use crate::fill::Copying;
 use crate::marks::Moment;
 use crate::policy::{BypassReason, Key, RequestHead};
 use crate::session::{
-    AbortReason, CopyStep, Effect, Event, Fetched, Hit, HitBody, Reply, Report, Session,
+    AbortReason, CopyStep, Effect, Event, Fetched, Hit, HitBody, Part, Reply, Report, Session,
 };
 use crate::store::BodyStream;
 
@@ -29,6 +31,13 @@ pub(super) struct Conversation {
     log: Log,
     /// Held until the conversation is over: by then the refreshed entry is there, or is not coming.
     claim: Option<Claim>,
+    /// Others may wait for this request.
+    lead: Option<Lead>,
+    /// What this request waits for, or has waited for: held until the conversation is over.
+    follow: Option<Follow>,
+    followed: Option<Followed>,
+    /// Since when the request waits for others; Envoy was told once.
+    waiting: Option<Stopwatch>,
     /// When the request was sent on; before that, when it came.
     asked: Moment,
     copying: Option<Copying>,
@@ -39,7 +48,7 @@ enum State {
     Opening(Option<String>),
     /// The session decides.
     Open(Box<Session>),
-    /// Envoy was told to wait, while a request of our own is under way.
+    /// Envoy was told to wait, while a request of our own, or another one for the same, is under way.
     Waiting(Box<Waiting>),
     /// A hit is going out in pieces.
     Sending(Box<Sending>),
@@ -52,7 +61,12 @@ enum State {
 
 struct Waiting {
     session: Session,
-    fetch: Fetching,
+    wait: Wait,
+}
+
+enum Wait {
+    Fetch(Fetching),
+    Follow(Follow),
 }
 
 impl Conversation {
@@ -69,6 +83,10 @@ impl Conversation {
             inbound,
             state: State::Opening(policy),
             claim: None,
+            lead: None,
+            follow: None,
+            followed: None,
+            waiting: None,
         }
     }
 
@@ -107,16 +125,15 @@ impl Conversation {
     /// Waits for a message, and meanwhile for the deadline of a fill.
     async fn receive(&mut self) -> Option<Message> {
         loop {
-            let deadline = self.shared.fills.deadline;
-            let time_left = self.copying.as_ref();
-            let time_left = time_left.and_then(|copying| copying.time_left(deadline));
-            let message = match time_left {
+            let pace = self.shared.fills.pace;
+            let copying = self.copying.as_ref();
+            let message = match copying.and_then(|copying| copying.time_left(pace)) {
                 None => self.inbound.message().await,
-                Some(time_left) => {
+                Some((time_left, reason)) => {
                     match tokio::time::timeout(time_left, self.inbound.message()).await {
                         Ok(message) => message,
                         Err(_) => {
-                            self.lose_copy(AbortReason::Deadline);
+                            self.lose_copy(reason);
                             continue;
                         }
                     }
@@ -184,14 +201,35 @@ impl Conversation {
             .await
     }
 
-    /// The answer to a request that has waited for one of our own.
+    /// The answer to a request that has waited.
     async fn waited(&mut self) -> Option<ProcessingResponse> {
         let State::Waiting(waiting) = std::mem::replace(&mut self.state, State::Over) else {
             return None;
         };
-        let Waiting { session, fetch } = *waiting;
-        let event = Event::Fetched(fetch.end(self.shared.patience.wait).await);
+        let Waiting { session, wait } = *waiting;
+        let event = self.wait(wait).await;
         Some(self.handle(session, event, Phase::RequestHeaders).await)
+    }
+
+    /// Waits, for all that a request waits for together at most as long as Envoy does.
+    async fn wait(&mut self, wait: Wait) -> Event {
+        let waiting = self.waiting.get_or_insert_with(Stopwatch::start);
+        let time_left = self.shared.patience.wait.saturating_sub(waiting.elapsed());
+        match wait {
+            Wait::Fetch(fetch) => Event::Fetched(fetch.end(time_left).await),
+            Wait::Follow(follow) => {
+                let following = self.shared.metrics.following();
+                let followed = follow.end(time_left).await;
+                drop(following);
+                self.shared.metrics.followed(&followed);
+                let again = matches!(followed, Followed::Stored(_));
+                match followed {
+                    Followed::Lead(lead) => self.lead = Some(lead),
+                    held => self.followed = Some(held),
+                }
+                Event::Followed { again }
+            }
+        }
     }
 
     /// Gives an event to the session, and does what it says until the message is answered.
@@ -222,6 +260,36 @@ impl Conversation {
                     body = fetched.body;
                     event = Event::Answer(fetched.answer);
                 }
+                Effect::Join(key) => {
+                    event = Event::Part(match self.shared.groups.join(&key) {
+                        Joined::Lead(lead) => {
+                            self.lead = Some(lead);
+                            Part::SentOn
+                        }
+                        Joined::Follow(follow) => {
+                            self.follow = Some(follow);
+                            Part::Follows
+                        }
+                        Joined::Alone => Part::SentOn,
+                    });
+                }
+                Effect::Follow => {
+                    // The stored body is not going to be read.
+                    body = None;
+                    self.log.room = None;
+                    let Some(follow) = self.follow.take() else {
+                        event = Event::Followed { again: false };
+                        continue;
+                    };
+                    match self.extension() {
+                        Some(extension) => {
+                            let wait = Wait::Follow(follow);
+                            self.state = State::Waiting(Box::new(Waiting { session, wait }));
+                            return wire::wait(extension);
+                        }
+                        None => event = self.wait(Wait::Follow(follow)).await,
+                    }
+                }
                 Effect::ClaimRefresh(key) => {
                     self.claim = self.shared.refreshes.claim(&key);
                     event = match self.claim {
@@ -231,7 +299,8 @@ impl Conversation {
                 }
                 Effect::Refresh(refresh, reply) => {
                     if let Some(claim) = self.claim.take() {
-                        drop(self.shared.fetcher.start(*refresh, claim));
+                        let part = fetch::Part::Refreshes(claim);
+                        drop(self.shared.fetcher.start(*refresh, part));
                     }
                     return self.reply(reply, session, body, phase);
                 }
@@ -240,24 +309,27 @@ impl Conversation {
                     body = None;
                     self.log.room = None;
                     let claim = self.shared.refreshes.claim(&refresh.key);
-                    let fetch = claim.and_then(|claim| self.shared.fetcher.start(*refresh, claim));
+                    let fetch = claim.map(fetch::Part::Refreshes);
+                    let fetch = fetch.and_then(|part| self.shared.fetcher.start(*refresh, part));
                     match fetch {
                         None => event = Event::Fetched(Fetched::Nothing),
-                        Some(fetch) => match self.shared.patience.extension {
+                        Some(fetch) => match self.extension() {
                             Some(extension) => {
-                                self.state = State::Waiting(Box::new(Waiting { session, fetch }));
+                                let wait = Wait::Fetch(fetch);
+                                self.state = State::Waiting(Box::new(Waiting { session, wait }));
                                 return wire::wait(extension);
                             }
-                            None => {
-                                let wait = self.shared.patience.wait;
-                                event = Event::Fetched(fetch.end(wait).await);
-                            }
+                            None => event = self.wait(Wait::Fetch(fetch)).await,
                         },
                     }
                 }
                 Effect::Begin(plan) => {
+                    let (is_fresh, alone) = (plan.is_fresh, plan.alone);
                     match Copying::begin(&self.shared.fills, *plan, self.asked) {
                         Ok(copying) => {
+                            if !(is_fresh && copying.is_held()) {
+                                self.refuse_followers(alone);
+                            }
                             self.copying = Some(copying);
                             event = Event::CopyBegun;
                         }
@@ -283,8 +355,14 @@ impl Conversation {
                 Effect::Freshen(freshened, reply) => {
                     let fills = self.shared.fills.clone();
                     let asked = self.asked;
-                    let freshen = async move { fills.freshen(*freshened, asked).await };
-                    self.shared.fills.tasks.spawn(freshen);
+                    let shown = fills.show_freshened(&freshened, asked);
+                    if let Some(lead) = self.lead.take() {
+                        lead.stored(shown.clone());
+                    }
+                    self.shared.fills.tasks.spawn(async move {
+                        fills.freshen(*freshened, asked).await;
+                        drop(shown);
+                    });
                     return self.reply(reply, session, body, phase);
                 }
                 Effect::Forget(key, reply) => {
@@ -306,10 +384,36 @@ impl Conversation {
 
     /// Does one step of the copy, if there is one.
     fn copy(&mut self, step: CopyStep) -> Result<(), AbortReason> {
-        match &mut self.copying {
-            Some(copying) => copying.step(&self.shared.fills, step),
-            None => Ok(()),
+        let Some(copying) = &mut self.copying else {
+            return Ok(());
+        };
+        let result = copying.step(&self.shared.fills, step);
+        match (copying.shown(), &self.lead) {
+            (Some(shown), Some(_)) => {
+                if let Some(lead) = self.lead.take() {
+                    lead.stored(Some(shown));
+                }
+            }
+            (None, Some(_)) if !copying.is_held() => self.refuse_followers(Duration::ZERO),
+            (Some(_) | None, _) => {}
         }
+        result
+    }
+
+    /// Lets those go that wait for this request.
+    fn refuse_followers(&mut self, alone: Duration) {
+        if let Some(lead) = self.lead.take() {
+            lead.refused(alone);
+        }
+    }
+
+    /// How long Envoy is asked to wait, where it has not been asked yet.
+    fn extension(&mut self) -> Option<Duration> {
+        if self.waiting.is_some() {
+            return None;
+        }
+        self.waiting = Some(Stopwatch::start());
+        self.shared.patience.extension
     }
 
     fn reply(
@@ -321,6 +425,18 @@ impl Conversation {
     ) -> ProcessingResponse {
         let is_done = session.is_done();
         let report = session.report();
+        match (&reply, report) {
+            (Reply::Pass(passed), _) => self.refuse_followers(passed.alone),
+            (Reply::Hit(_), Report::Stale | Report::Miss { .. }) => {
+                self.refuse_followers(Duration::ZERO);
+            }
+            (Reply::Hit(_), _) => {
+                if let Some(lead) = self.lead.take() {
+                    lead.stored(None);
+                }
+            }
+            (Reply::Bypass | Reply::Forward(_) | Reply::Mirror(_) | Reply::Continue, _) => {}
+        }
         self.state = if is_done {
             State::Over
         } else {
@@ -330,6 +446,10 @@ impl Conversation {
             Reply::Bypass => self.with_outcome(wire::bypass(), report),
             Reply::Forward(changes) => {
                 self.asked = self.shared.fills.marks.now();
+                if let Some(Followed::Stored(_)) = self.followed {
+                    // It was not for this request.
+                    self.followed = None;
+                }
                 if body.is_some() {
                     // The stored body is not going to be read.
                     self.log.room = None;
@@ -417,6 +537,24 @@ impl Conversation {
         wire::pass(phase)
     }
 
+    /// Gets what this request will not, with one of our own, where others wait for it or the policy
+    /// wants it. Otherwise one of those that wait takes its place if it `left`, or all are let go.
+    fn complete(&mut self, session: &Session, left: bool) {
+        let Some(lead) = self.lead.take() else {
+            return;
+        };
+        let is_followed = lead.is_followed();
+        let now = self.shared.clock.now();
+        let wanted = left || is_followed;
+        let completion = wanted.then(|| session.completion(is_followed, now));
+        if let Some(refresh) = completion.flatten() {
+            let part = fetch::Part::Leads(lead);
+            drop(self.shared.fetcher.start(refresh, part));
+        } else if !left {
+            lead.refused(Duration::ZERO);
+        }
+    }
+
     fn lose_copy(&mut self, reason: AbortReason) {
         if let Some(copying) = &mut self.copying {
             copying.abort(reason);
@@ -424,6 +562,7 @@ impl Conversation {
         let State::Open(session) = std::mem::replace(&mut self.state, State::Over) else {
             return;
         };
+        self.complete(&session, false);
         if let Ok((session, _)) = session.handle(Event::CopyLost(reason), self.shared.clock.now()) {
             self.log.report = session.report();
             self.state = State::Open(Box::new(session));
@@ -442,6 +581,11 @@ impl Conversation {
 
 impl Drop for Conversation {
     fn drop(&mut self) {
+        // Its room may be needed for what comes in its place.
+        self.copying = None;
+        if let State::Open(session) = std::mem::replace(&mut self.state, State::Ended) {
+            self.complete(&session, true);
+        }
         self.log.end();
     }
 }

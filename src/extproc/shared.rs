@@ -10,7 +10,7 @@ use super::sending::ROOM_BYTES;
 use super::service::Routes;
 use crate::budget::{Budget, Reservation};
 use crate::clock::{Clock, Stopwatch};
-use crate::collapse::Refreshes;
+use crate::collapse::{Groups, Refreshes};
 use crate::entry::Record;
 use crate::fetch::Fetcher;
 use crate::fill::Fills;
@@ -35,6 +35,8 @@ pub struct Shared {
     pub fetcher: Fetcher,
     /// Comparisons of what memory has with the store that may be under way.
     pub rechecks: Arc<Semaphore>,
+    /// Which keys a request was sent on for.
+    pub groups: Groups,
     /// Which keys are being refreshed.
     pub refreshes: Refreshes,
     /// Where everything is counted.

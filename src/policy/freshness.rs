@@ -6,7 +6,7 @@ use http::header::{AGE, DATE, EXPIRES, LAST_MODIFIED};
 use http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::cache_control::{CacheControl, Scope, delta_seconds};
-use super::{FreshnessRules, Policy};
+use super::{FreshnessRules, Policy, Storable};
 use crate::clock::Timestamp;
 use crate::entry::Record;
 
@@ -74,6 +74,12 @@ impl Policy {
             if_error: staleness < terms.stale_if_error,
             if_taken: terms.if_taken,
         }
+    }
+
+    /// Whether a response is fresh as it comes.
+    pub fn is_fresh(&self, storable: &Storable) -> bool {
+        self.terms(storable.status, &storable.headers, storable.response_time)
+            .is_some_and(|terms| storable.initial_age < terms.lifetime)
     }
 
     /// The terms of a response, within the policy's bounds; `None` when neither the response nor

@@ -43,7 +43,7 @@ pub use self::request::RequestHead;
 pub use self::revalidate::{Answered, Checked};
 pub use self::serve::{CACHE_STATUS, Served, ServedBody};
 pub use self::storable::{Content, NotStorable, Provenance, ResponseHead, Storable};
-pub use self::upstream::{Fetch, Upstream};
+pub use self::upstream::{Completion, Fetch, Upstream};
 pub use self::validators::{Conditions, Selected, Validators, forwarded_validators};
 pub use self::vary::Variants;
 
@@ -76,6 +76,8 @@ pub struct Policy {
     pub via: Option<HeaderValue>,
     /// Whether `Cache-Status` says why, in our own words.
     pub shows_detail: bool,
+    /// Whether requests for the same wait for the first one.
+    pub collapses: bool,
     /// Whom this cache asks by itself; `None`: nobody.
     pub upstream: Option<Arc<Upstream>>,
     /// Which responses are stored.
@@ -170,6 +172,9 @@ pub struct StoreRules {
     /// How many responses that differ by request fields outside the key are stored for one primary
     /// key (RFC 9111 section 4.1); 0: none.
     pub variants: usize,
+    /// After a response that may not be stored, how long requests for the same do not wait for each
+    /// other (hit-for-miss).
+    pub hit_for_miss: Duration,
     /// Media types without parameters; a subtype of `*` takes the whole type. `image/svg+xml` is
     /// never meant by `image/*`, only by its own name, because it can carry script.
     pub content_types: Vec<MediaRange>,

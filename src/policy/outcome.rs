@@ -12,6 +12,8 @@ pub enum Outcome {
     Hit,
     /// Answered from the store although it is stale: it is being refreshed, or the upstream failed.
     Stale,
+    /// Answered with what another request for the same got meanwhile.
+    Collapsed,
     /// Answered from the store after the upstream said that it is still the one.
     Revalidated,
     /// Sent on, because there was no usable entry.
@@ -28,6 +30,7 @@ impl Outcome {
         match self {
             Self::Hit => "hit",
             Self::Stale => "stale",
+            Self::Collapsed => "collapsed",
             Self::Revalidated => "revalidated",
             Self::Miss => "miss",
             Self::Method => "method",
@@ -98,6 +101,8 @@ pub enum CacheStatus {
         /// Seconds since it was fresh last.
         staleness: u64,
     },
+    /// Not sent on itself: another request for the same was (RFC 9211 section 2.6).
+    Collapsed,
     /// Answered without a stored response, and not sent on.
     Refused,
     /// Sent on because of its method.
@@ -146,6 +151,7 @@ impl fmt::Display for CacheStatus {
             Self::Hit { ttl } => write!(f, "afterimage; hit; ttl={ttl}"),
             Self::StaleHit { staleness: 0 } => write!(f, "afterimage; hit; ttl=0"),
             Self::StaleHit { staleness } => write!(f, "afterimage; hit; ttl=-{staleness}"),
+            Self::Collapsed => write!(f, "afterimage; fwd=miss; collapsed"),
             Self::Refused => write!(f, "afterimage"),
             Self::Method => write!(f, "afterimage; fwd=method"),
             Self::Miss { stored: s } => write!(f, "afterimage; fwd=miss{}", stored(s)),

@@ -56,11 +56,13 @@ pub(crate) fn policy(kind: Kind) -> Policy {
         validators: Validators::Upstream,
         via: None,
         shows_detail: false,
+        collapses: false,
         upstream: None,
         store: StoreRules {
             statuses: Statuses::Only(vec![StatusCode::OK]),
             content_codings: false,
             variants: 0,
+            hit_for_miss: Duration::from_secs(30),
             content_types: vec![MediaRange {
                 main: "image".into(),
                 sub: None,

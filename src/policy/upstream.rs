@@ -17,6 +17,17 @@ pub struct Upstream {
     pub base_path: String,
     /// `Host` of every request; `None`: the one of the request that is being answered.
     pub host: Option<HeaderValue>,
+    /// Which requests that their clients leave are completed.
+    pub completion: Completion,
+}
+
+/// Which requests a request of our own completes when their clients leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Completion {
+    /// Those that others wait for.
+    Followers,
+    /// All that may fill.
+    Always,
 }
 
 /// A GET to an upstream.

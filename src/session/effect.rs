@@ -1,5 +1,7 @@
 //! What is to be done about it.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode};
 
@@ -18,6 +20,12 @@ pub enum Effect {
         /// Whether the body is needed.
         method: LookupMethod,
     },
+    /// Take the part that is left among the requests for this key; it is the next event. The message
+    /// stays unanswered until then.
+    Join(Key),
+    /// Wait for what becomes of the request that this one follows; its end is the next event. The
+    /// message stays unanswered until then.
+    Follow,
     /// Take the task to refresh this key; whether it was free is the next event. The message stays
     /// unanswered until then.
     ClaimRefresh(Key),
@@ -73,6 +81,9 @@ pub struct Passed {
     pub loses_etag: bool,
     /// Added to `Via`.
     pub via: Option<HeaderValue>,
+    /// How long requests for this key do not wait for each other, because of what this response says
+    /// (hit-for-miss).
+    pub alone: Duration,
 }
 
 /// A complete answer out of the store.
@@ -136,6 +147,8 @@ pub struct Freshened {
     pub key: Key,
     /// Its record from now on.
     pub record: Record,
+    /// Its body, as far as it is here.
+    pub body: StoredBody,
 }
 
 /// What happens to the copy of a response.
@@ -158,6 +171,10 @@ pub struct FillPlan {
     pub storable: Storable,
     /// What is stored beside it, once it is stored.
     pub signpost: Option<Signpost>,
+    /// Whether it answers requests that wait for it, too: it is fresh as it comes.
+    pub is_fresh: bool,
+    /// Otherwise, how long requests for this key do not wait for each other (hit-for-miss).
+    pub alone: Duration,
 }
 
 /// The record without a body under the primary key of responses that vary by more than that.

@@ -16,6 +16,14 @@ pub enum Event {
     Request(RequestHead),
     /// The store answered the lookup.
     Answer(Answer),
+    /// Which part this request has among those for the same key.
+    Part(Part),
+    /// What this request has followed is over. `again`: something was stored, so that it may follow
+    /// another one if that is not for it.
+    Followed {
+        /// See above.
+        again: bool,
+    },
     /// The task to refresh the key is this request's, as long as it lasts.
     RefreshClaimed,
     /// Another request refreshes the key.
@@ -42,6 +50,8 @@ impl Event {
         match self {
             Self::Request(_) => "request head",
             Self::Answer(_) => "store's answer",
+            Self::Part(_) => "part among requests",
+            Self::Followed { .. } => "end of what was followed",
             Self::RefreshClaimed => "claim of the refresh",
             Self::RefreshTaken => "refusal of the refresh",
             Self::Fetched(_) => "end of the fetch",
@@ -51,6 +61,15 @@ impl Event {
             Self::CopyLost(_) => "loss of the copy",
         }
     }
+}
+
+/// The part of one request among those for the same key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// It is sent on, whether others wait for it or not.
+    SentOn,
+    /// It waits for another one.
+    Follows,
 }
 
 /// How a request of our own to the upstream ended.
@@ -110,6 +129,8 @@ pub enum AbortReason {
     Budget,
     /// The fill's deadline passed.
     Deadline,
+    /// The body came more slowly than a copy may.
+    Slow,
     /// The store could not take it, or not as fast as it came.
     Store,
     /// The record was too large to be kept.
@@ -128,6 +149,7 @@ impl AbortReason {
             Self::TooLarge => "too_large",
             Self::Budget => "budget",
             Self::Deadline => "deadline",
+            Self::Slow => "slow",
             Self::Store => "store",
             Self::RecordTooLarge => "record_too_large",
             Self::Invalidated => "invalidated",

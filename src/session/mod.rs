@@ -8,6 +8,9 @@
 //!    │                        │             │ this one does
 //!    │                        │ ◄───────────┘
 //!    │                        │ nothing usable, or stale
+//!    │                        ▼           another one for the same is under way
+//!    │                     Joining ──────► Following ────────────► LookingUp
+//!    │                        │ this one is sent on
 //!    │ no key                 ▼           response head: not modified, or an error
 //!    │                    Forwarded ─────────────────────────────► Done (revalidated, stale)
 //!    │                        │           response head: not to be stored
@@ -39,9 +42,10 @@ pub use self::effect::{
     CopyStep, Effect, FillPlan, Freshened, Hit, HitBody, Passed, Refresh, Reply, Signpost,
     StoredBody,
 };
-pub use self::event::{AbortReason, Answer, Event, Fetched};
+pub use self::event::{AbortReason, Answer, Event, Fetched, Part};
 use self::state::{
-    Beginning, Claiming, Done, Draining, Fetching, Filling, Forwarded, LookingUp, Start, Watching,
+    Beginning, Claiming, Done, Draining, Fetching, Filling, Following, Forwarded, Joining,
+    LookingUp, Start, Watching,
 };
 pub use self::state::{Copied, Step};
 use crate::clock::Timestamp;
@@ -56,6 +60,10 @@ pub enum Session {
     Watching(Watching),
     /// The store was asked.
     LookingUp(LookingUp),
+    /// Nothing usable is stored; another request for the same may be under way.
+    Joining(Joining),
+    /// Another request for the same is under way.
+    Following(Following),
     /// The entry is stale, and another request may be refreshing it.
     Claiming(Claiming),
     /// The entry is stale and too large to be held; we ask about it ourselves.
@@ -92,6 +100,8 @@ pub enum Report {
     /// Answered from the store, stale, because another request refreshes the entry, or because the
     /// upstream failed.
     Stale,
+    /// Answered with what another request for the same got meanwhile.
+    Collapsed,
     /// Answered from the store, after the upstream confirmed it.
     Revalidated,
     /// Sent on.
@@ -117,6 +127,7 @@ impl Report {
             Self::Bypass(_) => Outcome::Bypass,
             Self::Hit => Outcome::Hit,
             Self::Stale => Outcome::Stale,
+            Self::Collapsed => Outcome::Collapsed,
             Self::Revalidated => Outcome::Revalidated,
             Self::Method { .. } => Outcome::Method,
             Self::Miss { .. } | Self::Left => Outcome::Miss,
@@ -129,6 +140,7 @@ impl Report {
             Self::Bypass(_)
             | Self::Hit
             | Self::Stale
+            | Self::Collapsed
             | Self::Revalidated
             | Self::Method { .. }
             | Self::Left => "",
@@ -148,6 +160,7 @@ impl Report {
             Self::Bypass(_)
             | Self::Hit
             | Self::Stale
+            | Self::Collapsed
             | Self::Revalidated
             | Self::Method { .. }
             | Self::Left => {}
@@ -158,7 +171,11 @@ impl Report {
     pub fn reason(self) -> &'static str {
         match self {
             Self::Bypass(reason) => reason.as_str(),
-            Self::Hit | Self::Stale | Self::Revalidated | Self::Method { invalidates: false } => "",
+            Self::Hit
+            | Self::Stale
+            | Self::Collapsed
+            | Self::Revalidated
+            | Self::Method { invalidates: false } => "",
             Self::Method { invalidates: true } => "invalidates",
             Self::Miss { reason, .. } => reason.as_str(),
             Self::Left => "client_left",
@@ -189,6 +206,8 @@ impl Session {
             (Self::Start(state), Event::Request(head)) => Ok(state.request(head, now)),
             (Self::Watching(state), Event::Response(head)) => Ok(state.response(&head)),
             (Self::LookingUp(state), Event::Answer(answer)) => Ok(state.answer(answer, now)),
+            (Self::Joining(state), Event::Part(part)) => Ok(state.joined(part, now)),
+            (Self::Following(state), Event::Followed { again }) => Ok(state.ended(again)),
             (Self::Claiming(state), Event::RefreshClaimed) => Ok(state.claimed(now)),
             (Self::Claiming(state), Event::RefreshTaken) => Ok(state.taken(now)),
             (Self::Fetching(state), Event::Fetched(end)) => Ok(state.ended(end, now)),
@@ -202,6 +221,8 @@ impl Session {
                 Self::Start(_)
                 | Self::Watching(_)
                 | Self::LookingUp(_)
+                | Self::Joining(_)
+                | Self::Following(_)
                 | Self::Claiming(_)
                 | Self::Fetching(_)
                 | Self::Forwarded(_)
@@ -214,6 +235,26 @@ impl Session {
         }
     }
 
+    /// A request of our own for what this one was sent on for, which is cut now; `None` where the policy
+    /// names no upstream, or wants it only where others wait.
+    pub fn completion(&self, is_followed: bool, now: Timestamp) -> Option<Refresh> {
+        let asked = match self {
+            Self::Forwarded(state) => state.asked(),
+            Self::Beginning(state) => state.filling.asked(),
+            Self::Filling(state) => state.asked(),
+            Self::Start(_)
+            | Self::Watching(_)
+            | Self::LookingUp(_)
+            | Self::Joining(_)
+            | Self::Following(_)
+            | Self::Claiming(_)
+            | Self::Fetching(_)
+            | Self::Draining(_)
+            | Self::Done(_) => None,
+        };
+        asked?.completion(is_followed, now)
+    }
+
     /// Whether the last answer was given.
     pub fn is_done(&self) -> bool {
         matches!(self, Self::Done(_))
@@ -222,9 +263,12 @@ impl Session {
     /// How the request ended, if nothing more comes.
     pub fn report(&self) -> Report {
         match self {
-            Self::Start(_) | Self::LookingUp(_) | Self::Claiming(_) | Self::Fetching(_) => {
-                Report::Left
-            }
+            Self::Start(_)
+            | Self::LookingUp(_)
+            | Self::Joining(_)
+            | Self::Following(_)
+            | Self::Claiming(_)
+            | Self::Fetching(_) => Report::Left,
             Self::Watching(_) => Report::Method { invalidates: false },
             Self::Forwarded(state) => Report::Miss {
                 reason: state.reason,
@@ -242,6 +286,8 @@ impl Session {
             Self::Start(_) => "waiting for a request",
             Self::Watching(_) => "watching",
             Self::LookingUp(_) => "looking up",
+            Self::Joining(_) => "joining",
+            Self::Following(_) => "following",
             Self::Claiming(_) => "claiming a refresh",
             Self::Fetching(_) => "fetching",
             Self::Forwarded(_) => "waiting for a response",

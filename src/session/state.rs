@@ -1,6 +1,7 @@
 //! One struct for each state, each with what is valid there and nothing else.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
@@ -9,14 +10,14 @@ use super::effect::{
     CopyStep, Effect, FillPlan, Freshened, Hit, HitBody, Passed, Refresh, Reply, Signpost,
     StoredBody,
 };
-use super::event::{AbortReason, Answer, Fetched};
+use super::event::{AbortReason, Answer, Fetched, Part};
 use super::{Report, Session};
 use crate::clock::Timestamp;
 use crate::entry::Record;
 use crate::policy::{
-    Answered, CACHE_STATUS, CacheStatus, Checked, Content, Decision, Forward, Freshness, Key, Kind,
-    Lookup, LookupMethod, MAGIC_BYTES, MissReason, NotStorable, Policy, RequestHead, ResponseHead,
-    ServedBody, Storable, Validators, Variants, forwarded_validators,
+    Answered, CACHE_STATUS, CacheStatus, Checked, Completion, Content, Decision, Forward,
+    Freshness, Key, Kind, Lookup, LookupMethod, MAGIC_BYTES, MissReason, NotStorable, Policy,
+    RequestHead, ResponseHead, ServedBody, Storable, Validators, Variants, forwarded_validators,
 };
 
 /// What follows from an event: the next state, and what to do.
@@ -49,9 +50,16 @@ impl Start {
                     key: lookup.key.clone(),
                     method: lookup.method,
                 };
+                let control = &lookup.control;
+                let joins = self.policy.collapses
+                    && lookup.method == LookupMethod::Get
+                    && !control.no_store
+                    && !control.only_if_cached;
                 let asked = Asked {
                     policy: self.policy,
                     selected: None,
+                    joins: if joins { ROUNDS } else { 0 },
+                    has_followed: false,
                     request: head,
                     lookup: *lookup,
                     largest_bytes: self.largest_bytes,
@@ -76,6 +84,7 @@ impl Watching {
             status: CacheStatus::Method.to_value(None),
             loses_etag: false,
             via: self.policy.via.clone(),
+            alone: Duration::ZERO,
         });
         let report = Report::Method {
             invalidates: !sources.is_empty(),
@@ -89,15 +98,23 @@ impl Watching {
     }
 }
 
+/// How often a request may follow others: one that stores another variant than this one asks for, and
+/// one that asks for the same.
+const ROUNDS: u8 = 2;
+
 /// A request that has a key, and what it is judged by.
 #[derive(Debug, Clone)]
-struct Asked {
+pub(super) struct Asked {
     policy: Arc<Policy>,
     request: RequestHead,
     /// What is asked for; its key is that of a variant as soon as one is selected.
     lookup: Lookup,
     /// What was read before the variant, where the responses vary by more than the primary key.
     selected: Option<Selected>,
+    /// How often it may still follow another one.
+    joins: u8,
+    /// Whether it has.
+    has_followed: bool,
     largest_bytes: u64,
 }
 
@@ -190,13 +207,13 @@ impl LookingUp {
     pub(super) fn answer(self, answer: Answer, now: Timestamp) -> Step {
         let (record, body) = match answer {
             Answer::Nothing(MissReason::Absent) if self.asked.selected.is_some() => {
-                return self.asked.forward(MissReason::Variant, None, now);
+                return self.asked.send_on(MissReason::Variant, None, now);
             }
-            Answer::Nothing(reason) => return self.asked.forward(reason, None, now),
+            Answer::Nothing(reason) => return self.asked.send_on(reason, None, now),
             Answer::Found { record, body } => (record, body),
         };
         if !record.is_for(&self.asked.lookup.key) {
-            return self.asked.forward(MissReason::Corrupt, None, now);
+            return self.asked.send_on(MissReason::Corrupt, None, now);
         }
         if let Some(variants) = &record.variants {
             return self.asked.select(variants, self.after, now);
@@ -223,9 +240,13 @@ impl Asked {
         let control = &self.lookup.control;
         match freshness {
             Freshness::Fresh { age, ttl } if control.takes_fresh(age, ttl) => {
-                let status = CacheStatus::Hit { ttl };
+                let (report, status) = if self.has_followed {
+                    (Report::Collapsed, CacheStatus::Collapsed)
+                } else {
+                    (Report::Hit, CacheStatus::Hit { ttl })
+                };
                 let reply = self.hit(&record, body, age, status, "", now);
-                done(Report::Hit, Effect::Reply(reply))
+                done(report, Effect::Reply(reply))
             }
             Freshness::Fresh { age, .. } => {
                 let stored = Stored::new(record, body, age, false);
@@ -323,13 +344,36 @@ impl Asked {
                 Effect::Fetch(Box::new(refresh)),
             );
         }
-        self.forward(reason, Some(stored), now)
+        self.send_on(reason, Some(stored), now)
     }
 
     /// A request of our own about what is stored; `None` where the policy names no upstream.
     fn refresh(&self, stored: &Stored, now: Timestamp) -> Option<Refresh> {
+        let stored = Stored {
+            body: StoredBody::NotNeeded,
+            ..stored.clone()
+        };
         let forward = self.conditional(&stored.record);
-        let fetch = self.policy.fetch(&self.request, &forward)?;
+        self.of_our_own(&forward, Role::Revalidates(stored), MissReason::Stale, now)
+    }
+
+    /// A request of our own for what a client does not wait for any more.
+    pub(super) fn completion(&self, is_followed: bool, now: Timestamp) -> Option<Refresh> {
+        let upstream = self.policy.upstream.as_ref()?;
+        if !is_followed && upstream.completion == Completion::Followers {
+            return None;
+        }
+        self.of_our_own(&self.lookup.forward, Role::Leads, MissReason::Absent, now)
+    }
+
+    fn of_our_own(
+        &self,
+        forward: &Forward,
+        role: Role,
+        reason: MissReason,
+        now: Timestamp,
+    ) -> Option<Refresh> {
+        let fetch = self.policy.fetch(&self.request, forward)?;
         let asked = Self {
             lookup: Lookup {
                 method: LookupMethod::Get,
@@ -337,17 +381,13 @@ impl Asked {
             },
             ..self.clone()
         };
-        let stored = Stored {
-            body: StoredBody::NotNeeded,
-            ..stored.clone()
-        };
         Some(Refresh {
             key: self.lookup.key.clone(),
             fetch,
             session: Session::Forwarded(Forwarded {
                 asked,
-                role: Role::Revalidates(stored),
-                reason: MissReason::Stale,
+                role,
+                reason,
                 request_time: now,
             }),
         })
@@ -384,25 +424,52 @@ impl Fetching {
     pub(super) fn ended(self, fetched: Fetched, now: Timestamp) -> Step {
         match fetched {
             Fetched::Freshened | Fetched::Stored | Fetched::Failed(_) => {
-                // It may be another variant's by now.
-                let mut asked = self.asked;
-                if let Some(selected) = asked.selected.take() {
-                    asked.lookup.key = selected.primary;
-                }
-                let effect = Effect::LookUp {
-                    key: asked.lookup.key.clone(),
-                    method: asked.lookup.method,
-                };
-                let after = Some(After {
+                let after = After {
                     fetched,
                     since: self.since,
-                });
-                (Session::LookingUp(LookingUp { asked, after }), effect)
+                };
+                self.asked.look_up_again(Some(after))
             }
             Fetched::NotStored | Fetched::Nothing => {
                 self.asked.forward(MissReason::Stale, None, now)
             }
         }
+    }
+}
+
+/// Nothing usable is stored.
+#[derive(Debug)]
+pub struct Joining {
+    asked: Asked,
+    reason: MissReason,
+    stored: Option<Stored>,
+}
+
+impl Joining {
+    pub(super) fn joined(self, part: Part, now: Timestamp) -> Step {
+        match part {
+            Part::SentOn => self.asked.forward(self.reason, self.stored, now),
+            // What is stored is looked up again.
+            Part::Follows => (
+                Session::Following(Following { asked: self.asked }),
+                Effect::Follow,
+            ),
+        }
+    }
+}
+
+/// Another request for the same is under way.
+#[derive(Debug)]
+pub struct Following {
+    asked: Asked,
+}
+
+impl Following {
+    pub(super) fn ended(self, again: bool) -> Step {
+        let mut asked = self.asked;
+        asked.has_followed = true;
+        asked.joins = if again { asked.joins - 1 } else { 0 };
+        asked.look_up_again(None)
     }
 }
 
@@ -448,6 +515,47 @@ impl Claiming {
 }
 
 impl Asked {
+    /// Looks up once more, from the primary key on: another variant may be the one by now.
+    fn look_up_again(mut self, after: Option<After>) -> Step {
+        if let Some(selected) = self.selected.take() {
+            self.lookup.key = selected.primary;
+        }
+        let effect = Effect::LookUp {
+            key: self.lookup.key.clone(),
+            method: self.lookup.method,
+        };
+        (Session::LookingUp(LookingUp { asked: self, after }), effect)
+    }
+
+    /// Sends the request on, unless another one for the same is under way.
+    fn send_on(self, reason: MissReason, stored: Option<Stored>, now: Timestamp) -> Step {
+        let is_same_for_all = match reason {
+            MissReason::Absent
+            | MissReason::Variant
+            | MissReason::Stale
+            | MissReason::Corrupt
+            | MissReason::StoreUnavailable
+            | MissReason::StoreTimeout
+            | MissReason::StoreDenied
+            | MissReason::Invalidated => true,
+            // Nobody else wants it anew, or could be served with it.
+            MissReason::Client
+            | MissReason::Budget
+            | MissReason::TooLarge
+            | MissReason::OnlyIfCached => false,
+        };
+        if self.joins == 0 || !is_same_for_all {
+            return self.forward(reason, stored, now);
+        }
+        let effect = Effect::Join(self.lookup.key.clone());
+        let joining = Joining {
+            asked: self,
+            reason,
+            stored,
+        };
+        (Session::Joining(joining), effect)
+    }
+
     /// Looks up the variant that this request selects.
     fn select(mut self, variants: &Variants, after: Option<After>, now: Timestamp) -> Step {
         if self.selected.is_some() {
@@ -594,8 +702,12 @@ impl Forwarded {
             (session, Effect::Reply(reply)) => {
                 let effect = match checked {
                     Checked::Unchanged(record) => {
-                        let record = *record;
-                        Effect::Freshen(Box::new(Freshened { key, record }), reply)
+                        let freshened = Freshened {
+                            key,
+                            record: *record,
+                            body: StoredBody::NotNeeded,
+                        };
+                        Effect::Freshen(Box::new(freshened), reply)
                     }
                     Checked::Changed => Effect::Forget(key, reply),
                     Checked::Nothing => Effect::Reply(reply),
@@ -617,11 +729,12 @@ impl Forwarded {
             Answered::Unchanged { record, is_kept } => {
                 let age = record.initial_age;
                 let reason = self.reason.as_str();
-                let reply = self.asked.hit(&record, body, age, status, reason, now);
+                let served = body.clone();
+                let reply = self.asked.hit(&record, served, age, status, reason, now);
                 let key = self.asked.lookup.key;
                 let effect = if is_kept {
                     let record = *record;
-                    Effect::Freshen(Box::new(Freshened { key, record }), reply)
+                    Effect::Freshen(Box::new(Freshened { key, record, body }), reply)
                 } else {
                     Effect::Forget(key, reply)
                 };
@@ -636,6 +749,14 @@ impl Forwarded {
                 done(Report::Stale, Effect::Reply(reply))
             }
             Answered::Failed | Answered::Changed => self.store(head, now),
+        }
+    }
+
+    /// What is asked for, where a request of our own could get it in the place of this one.
+    pub(super) fn asked(&self) -> Option<&Asked> {
+        match self.role {
+            Role::Leads | Role::Revalidates(_) => Some(&self.asked),
+            Role::Checks(_) | Role::Passes => None,
         }
     }
 
@@ -656,12 +777,23 @@ impl Forwarded {
             let (key, signpost) = asked.place(&storable)?;
             Ok(FillPlan {
                 key,
+                is_fresh: asked.policy.is_fresh(&storable),
                 storable,
                 signpost,
+                alone: asked.policy.store.hit_for_miss,
             })
         });
         match placed {
-            Err(refusal) => self.pass(head.status, Copied::Refused(refusal)),
+            Err(refusal) => {
+                let alone = if is_failure(head.status) {
+                    Duration::ZERO
+                } else {
+                    self.asked.policy.store.hit_for_miss
+                };
+                let mut passed = self.passed(head.status, false);
+                passed.alone = alone;
+                self.pass_with(passed, Copied::Refused(refusal))
+            }
             Ok(plan) => {
                 let storable = &plan.storable;
                 let beginning = Beginning {
@@ -673,6 +805,11 @@ impl Forwarded {
                         largest_bytes: asked.largest_bytes,
                         content: storable.content.clone(),
                         head: Vec::new(),
+                        asked: asked
+                            .policy
+                            .upstream
+                            .is_some()
+                            .then(|| Box::new(asked.clone())),
                     },
                     begun: self.passed(head.status, true),
                     lost: self.passed(head.status, false),
@@ -684,6 +821,10 @@ impl Forwarded {
 
     fn pass(self, status: StatusCode, copy: Copied) -> Step {
         let passed = self.passed(status, false);
+        self.pass_with(passed, copy)
+    }
+
+    fn pass_with(self, passed: Passed, copy: Copied) -> Step {
         let report = Report::Miss {
             reason: self.reason,
             copy,
@@ -716,8 +857,16 @@ impl Forwarded {
             status: self.asked.member(cache_status, self.reason.as_str()),
             loses_etag: stored && self.asked.policy.validators == Validators::Content,
             via: self.asked.policy.via.clone(),
+            alone: Duration::ZERO,
         }
     }
+}
+
+/// Whether the next answer may well be another one.
+fn is_failure(status: StatusCode) -> bool {
+    status.is_server_error()
+        || status == StatusCode::TOO_MANY_REQUESTS
+        || status == StatusCode::REQUEST_TIMEOUT
 }
 
 /// The response may be stored; the shell was asked for a copy.
@@ -763,6 +912,8 @@ pub struct Filling {
     content: Content,
     /// The first [`MAGIC_BYTES`] of the body, as far as they have come.
     head: Vec<u8>,
+    /// What is asked for, where a request of our own could get it in the place of this one.
+    asked: Option<Box<Asked>>,
 }
 
 impl Filling {
@@ -795,6 +946,11 @@ impl Filling {
             }),
             Effect::Nothing,
         )
+    }
+
+    /// What is asked for, where a request of our own could get it in the place of this one.
+    pub(super) fn asked(&self) -> Option<&Asked> {
+        self.asked.as_deref()
     }
 
     /// How the request ended if nothing more comes.

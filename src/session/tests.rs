@@ -8,6 +8,7 @@ use super::*;
 use crate::entry::{BodyProof, Record};
 use crate::policy::{Key, Kind, Provenance, RequestHead, ResponseHead, Validators, testing};
 
+mod collapsing;
 mod fetching;
 mod requests;
 mod vary;
@@ -401,7 +402,7 @@ fn an_event_that_cannot_be_names_state_and_event() {
 
 /// What an arbitrary shell, proxy and store could do.
 fn any_event() -> impl Strategy<Value = u8> {
-    0_u8..21
+    0_u8..25
 }
 
 fn event(number: u8, key: &Key) -> Event {
@@ -426,6 +427,10 @@ fn event(number: u8, key: &Key) -> Event {
         17 => found(vary::signpost(key)),
         18 => Event::Fetched(Fetched::Freshened),
         19 => Event::Fetched(Fetched::Nothing),
+        20 => Event::Part(Part::SentOn),
+        21 => Event::Part(Part::Follows),
+        22 => Event::Followed { again: true },
+        23 => Event::Followed { again: false },
         _ => body(vec![0; 20_000], false),
     }
 }
@@ -436,7 +441,9 @@ proptest! {
     #[test]
     fn any_order_of_events_keeps_the_rules(numbers in proptest::collection::vec(any_event(), 1..40)) {
         let (_, key) = looking_up(Method::GET);
-        let mut session = Session::new(fetching::policy(), LARGEST);
+        let mut policy = Policy::clone(&fetching::policy());
+        policy.collapses = true;
+        let mut session = Session::new(Arc::new(policy), LARGEST);
         let mut begun = false;
         let mut ended = false;
         let mut answers = 0;
@@ -455,6 +462,8 @@ proptest! {
             match effect {
                 Effect::LookUp { .. }
                 | Effect::ClaimRefresh(_)
+                | Effect::Join(_)
+                | Effect::Follow
                 | Effect::Fetch(_)
                 | Effect::Nothing => {}
                 Effect::Reply(_)

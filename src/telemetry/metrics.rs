@@ -13,6 +13,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::collapse::Followed;
 use crate::session::{AbortReason, Fetched, Report};
 
 /// Handles to all metrics; clones share them.
@@ -25,11 +26,13 @@ pub struct Metrics {
     fills: Family<FillLabels, Counter>,
     not_stored: Family<ReasonLabel, Counter>,
     fetches: Family<ResultLabel, Counter>,
+    followers: Family<ResultLabel, Counter>,
     served_bytes: Counter,
     stored_bytes: Counter,
     broken_hits: Counter,
     unexpected_messages: Counter,
     streams: Gauge,
+    following: Gauge,
     open_fills: Gauge,
     reserved_bytes: Gauge<i64, AtomicI64>,
     memory_bytes: Gauge<i64, AtomicI64>,
@@ -95,11 +98,13 @@ impl Metrics {
             fills: Family::default(),
             not_stored: Family::default(),
             fetches: Family::default(),
+            followers: Family::default(),
             served_bytes: Counter::default(),
             stored_bytes: Counter::default(),
             broken_hits: Counter::default(),
             unexpected_messages: Counter::default(),
             streams: Gauge::default(),
+            following: Gauge::default(),
             open_fills: Gauge::default(),
             reserved_bytes: Gauge::default(),
             memory_bytes: Gauge::default(),
@@ -140,6 +145,16 @@ impl Metrics {
             "upstream_fetches",
             "Requests of our own to upstreams by result; nothing: as many as may were under way, or no answer in time",
             metrics.fetches.clone(),
+        );
+        registry.register(
+            "followers",
+            "Requests that waited for one for the same by what came of it; stored: something to look up; lead: its client left and this one took its place; turn: it was in vain; timed_out: no end in time",
+            metrics.followers.clone(),
+        );
+        registry.register(
+            "following",
+            "Requests that wait for one for the same",
+            metrics.following.clone(),
         );
         registry.register_with_unit(
             "served",
@@ -258,6 +273,17 @@ impl Metrics {
     pub fn fetched(&self, fetched: Fetched) {
         let result = fetched.as_str();
         self.fetches.get_or_create(&ResultLabel { result }).inc();
+    }
+
+    /// A request waits for another one as long as this lasts.
+    pub fn following(&self) -> GaugeGuard {
+        GaugeGuard::of(&self.following)
+    }
+
+    /// A request has waited for another one.
+    pub fn followed(&self, followed: &Followed) {
+        let result = followed.as_str();
+        self.followers.get_or_create(&ResultLabel { result }).inc();
     }
 
     /// A hit's body went out.

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use afterimage::budget::Budget;
 use afterimage::clock::{Clock, Timestamp};
-use afterimage::collapse::{InFlight, Refreshes};
+use afterimage::collapse::{Groups, InFlight, Refreshes};
 use afterimage::config::Config;
 use afterimage::entry::Record;
 use afterimage::extproc::{Patience, Routes, Shared, service};
 use afterimage::fetch::Fetcher;
-use afterimage::fill::Fills;
+use afterimage::fill::{Fills, Pace};
 use afterimage::marks::{Bounds, Marks};
 use afterimage::memory::Memory;
 use afterimage::policy::{Key, Source};
@@ -85,7 +85,11 @@ impl Processor {
             in_flight: InFlight::default(),
             metrics: metrics.clone(),
             held_bytes: 1 << 20,
-            deadline: Duration::from_secs(60),
+            pace: Pace {
+                deadline: Duration::from_secs(60),
+                bytes_per_second: 0,
+                grace: Duration::ZERO,
+            },
             tasks,
         };
         let shared = Shared {
@@ -100,6 +104,7 @@ impl Processor {
             },
             rechecks: Arc::new(Semaphore::new(1)),
             refreshes: Refreshes::default(),
+            groups: Groups::new(4),
             metrics: metrics.clone(),
             clock: clock.clone(),
             lookup_deadline: Duration::from_secs(10),

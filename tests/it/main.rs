@@ -12,6 +12,8 @@ mod support;
 mod bucket;
 // What is cached, and what must not be, through real Envoy.
 mod caching;
+// Many requests for the same at once.
+mod collapsing;
 // Whole gRPC conversations in process.
 mod conversation;
 // What goes wrong around a fill: crashes, cuts, clients that leave, no room, no time.

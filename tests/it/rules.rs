@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// RFC, section, and what it is about. Every one has a test, and every test is about one of these.
-const RULES: [(u16, &str, &str); 58] = [
+const RULES: [(u16, &str, &str); 59] = [
     (9110, "5.6.7", "dates, the obsolete forms included"),
     (9110, "7.6.1", "fields of one connection go no further"),
     (9110, "7.6.3", "`Via`"),
@@ -68,6 +68,7 @@ const RULES: [(u16, &str, &str); 58] = [
     (9211, "2.3", "`fwd-status`"),
     (9211, "2.4", "`ttl`"),
     (9211, "2.5", "`stored`"),
+    (9211, "2.6", "`collapsed`"),
     (9211, "2.8", "`detail`"),
     (9213, "2.1", "syntax of `CDN-Cache-Control`"),
     (

@@ -96,6 +96,7 @@ struct Reference {
 #[derive(Debug, Default)]
 struct Count {
     hits: u64,
+    collapsed: u64,
     misses: u64,
     stored: u64,
     bypasses: u64,
@@ -105,6 +106,8 @@ impl Count {
     fn add(&mut self, cache_status: &str) {
         if cache_status.starts_with("afterimage; hit") {
             self.hits += 1;
+        } else if cache_status == "afterimage; fwd=miss; collapsed" {
+            self.collapsed += 1;
         } else if cache_status.starts_with("afterimage; fwd") {
             self.misses += 1;
             self.stored += u64::from(cache_status.ends_with("; stored"));
@@ -159,6 +162,7 @@ async fn twenty_thousand_mixed_requests_are_answered_like_the_uncached_route() -
     while let Some(count) = clients.join_next().await {
         let count = count??;
         total.hits += count.hits;
+        total.collapsed += count.collapsed;
         total.misses += count.misses;
         total.stored += count.stored;
         total.bypasses += count.bypasses;
@@ -181,9 +185,11 @@ async fn twenty_thousand_mixed_requests_are_answered_like_the_uncached_route() -
     let metrics = stack.metrics().await?;
     let by = |outcome| metrics.sum("afterimage_requests_total", &[("outcome", outcome)]) as u64;
     assert_eq!(by("hit"), total.hits, "{total:?}");
+    assert_eq!(by("collapsed"), total.collapsed, "{total:?}");
     assert_eq!(by("miss"), total.misses, "{total:?}");
     assert_eq!(by("bypass"), total.bypasses, "{total:?}");
-    assert_eq!(by("hit") + by("miss") + by("bypass"), REQUESTS);
+    let all = by("hit") + by("collapsed") + by("miss") + by("bypass");
+    assert_eq!(all, REQUESTS);
     assert_eq!(
         metrics.sum("afterimage_fills_total", &[]) as u64,
         total.stored

@@ -3,6 +3,7 @@ use crate::policy::testing::{self, get, lookup};
 
 fn upstream(base_path: &str, host: Option<&'static str>) -> Upstream {
     Upstream {
+        completion: Completion::Followers,
         endpoint: "http://127.0.0.1:8080".parse().unwrap(),
         base_path: base_path.to_owned(),
         host: host.map(HeaderValue::from_static),

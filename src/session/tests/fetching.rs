@@ -1,7 +1,7 @@
 //! Requests of our own.
 
 use super::*;
-use crate::policy::Upstream;
+use crate::policy::{Completion, Upstream};
 use crate::session::{Fetched, Refresh};
 
 /// As that of the other tests, with an upstream.
@@ -11,6 +11,7 @@ pub(super) fn policy() -> Arc<Policy> {
         endpoint: "http://127.0.0.1:1".parse().unwrap(),
         base_path: String::new(),
         host: None,
+        completion: Completion::Followers,
     }));
     Arc::new(policy)
 }
