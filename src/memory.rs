@@ -125,7 +125,7 @@ impl Memory {
     }
 
     /// Keeps a whole, proved entry that was asked for, from the upstream or the store, at `asked`,
-    /// unless it was invalidated since. The body is copied, because it may be a part of a larger buffer:
+    /// unless it was invalidated since, or a later response is kept. The body is copied, because it may be a part of a larger buffer:
     /// what is counted is what is held.
     pub fn put(&self, key: &Key, record: Arc<Record>, body: &[Bytes], asked: Moment) {
         let Some(shared) = &self.0 else {
@@ -133,6 +133,11 @@ impl Memory {
         };
         let length: usize = body.iter().map(Bytes::len).sum();
         if length as u64 > shared.largest_body {
+            return;
+        }
+        // What was read from the store may have been replaced since.
+        let is_late = |kept: Arc<Kept>| kept.record.response_time > record.response_time;
+        if shared.cache.peek(key).is_some_and(is_late) {
             return;
         }
         let mut whole = BytesMut::with_capacity(length);

@@ -66,6 +66,17 @@ fn what_was_kept_is_there_and_shared() {
 }
 
 #[test]
+fn what_was_read_late_does_not_take_the_place_of_a_later_response() {
+    let memory = memory(MIB);
+    let (key, old, new) = (key(1), body(10), body(20));
+    let mut later = Record::clone(&record(&key, &new));
+    later.response_time = Timestamp::from_unix(2);
+    memory.put(&key, Arc::new(later), &new, Moment::default());
+    memory.put(&key, record(&key, &old), &old, Moment::default());
+    assert_eq!(memory.get(&key).unwrap().entry.body, new[0]);
+}
+
+#[test]
 fn what_goes_out_in_pieces_is_not_kept() {
     let memory = Memory::new(64 * MIB, 1000, Duration::from_secs(60), marks());
     put(&memory, 1, 1001);

@@ -205,10 +205,31 @@ pub(super) fn initial_age(
     apparent_age.max(age_value.saturating_add(response_delay))
 }
 
-/// An HTTP date (RFC 9110 section 5.6.7) in the form that is written today, or the two obsolete ones.
+/// An HTTP date (RFC 9110 section 5.6.7) in the form that is written today, or the two obsolete ones,
+/// in any case (RFC 9111 section 4.2).
 pub(super) fn http_date(value: Option<&HeaderValue>) -> Option<Timestamp> {
     let text = value?.to_str().ok()?;
-    httpdate::parse_http_date(text).ok().map(Timestamp::from)
+    httpdate::parse_http_date(text)
+        .or_else(|_| httpdate::parse_http_date(&in_usual_case(text)))
+        .ok()
+        .map(Timestamp::from)
+}
+
+/// Words with a capital letter, but for `GMT`.
+fn in_usual_case(text: &str) -> String {
+    let mut is_within = false;
+    let usual: String = text
+        .chars()
+        .map(|letter| {
+            let was_within = std::mem::replace(&mut is_within, letter.is_ascii_alphabetic());
+            if was_within {
+                letter.to_ascii_lowercase()
+            } else {
+                letter.to_ascii_uppercase()
+            }
+        })
+        .collect();
+    usual.replace("Gmt", "GMT")
 }
 
 /// The form of a date that is written today.

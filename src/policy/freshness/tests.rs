@@ -98,6 +98,19 @@ fn rfc9110_5_6_7_obsolete_dates_are_read() {
 }
 
 #[test]
+fn rfc9111_4_2_dates_are_read_in_any_case() {
+    for text in [
+        "THU, 18 Aug 2050 02:01:18 GMT",
+        "thu, 18 aug 2050 02:01:18 gmt",
+        "Thu, 18 AUG 2050 02:01:18 gMt",
+        "tHURSDAY, 18-aug-50 02:01:18 GMT",
+        "thu aug 18 02:01:18 2050",
+    ] {
+        assert!(lifetime(&[("expires", text)]).unwrap() > 0, "{text}");
+    }
+}
+
+#[test]
 fn rfc9213_2_2_a_targeted_field_leaves_expires_out() {
     let cdn = |value| {
         [
