@@ -36,6 +36,8 @@ pub struct Config {
     pub store: StoreConfig,
     /// What is kept in front of the store.
     pub memory: MemoryConfig,
+    /// Where Envoy fetches large hits; `None`: nowhere.
+    pub objects: Option<ObjectsConfig>,
     /// How long and how much.
     pub limits: Limits,
     /// How long the end may take.
@@ -98,6 +100,17 @@ pub struct MemoryConfig {
     pub recheck: Duration,
 }
 
+/// Where Envoy fetches large hits.
+#[derive(Debug, Clone)]
+pub struct ObjectsConfig {
+    /// For HTTP.
+    pub listen: Listen,
+    /// Hits above this are fetched there.
+    pub above: u64,
+    /// Largest body that is served so, and so stored.
+    pub cap: u64,
+}
+
 /// How long and how much.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -145,6 +158,7 @@ pub(crate) struct RawConfig {
     envoy: RawEnvoy,
     store: RawStore,
     memory: RawMemoryTier,
+    objects: RawObjects,
     limits: RawLimits,
     log: RawLog,
     /// How long streams and fills may go on after SIGTERM. Default `10s`.
@@ -166,6 +180,19 @@ struct RawMemoryTier {
     /// How often an entry that is asked for is compared with the store, beside the answer, so that what
     /// other replicas wrote or removed arrives. Default `30s`.
     recheck: Option<Seconds>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawObjects {
+    /// Where Envoy fetches large hits: `unix:PATH` or a loopback `IP:PORT`. Envoy needs a route for
+    /// requests with the header `x-afterimage-object` to it. Default none: hits up to
+    /// `limits.stream_cap` are sent to Envoy, and larger bodies are not stored.
+    listen: Option<String>,
+    /// Hits above this are fetched, at most `limits.stream_cap`. Default `4MiB`.
+    above: Option<Bytes>,
+    /// Largest body that is served so, and so stored. Default `256MiB`.
+    cap: Option<Bytes>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -294,10 +321,17 @@ struct RawLog {
 
 const MIB: u64 = 1024 * 1024;
 
+/// `limits.stream_cap` unless set.
+const STREAM_CAP: u64 = 8 * MIB;
+
 impl RawConfig {
     /// Checks everything, and keeps going after a problem.
     fn validate(self, problems: &mut Vec<Problem>) -> Option<Config> {
-        let listen = self.listen(problems);
+        let listen = parse_listen(
+            "listen",
+            self.listen.as_deref().unwrap_or("unix:run/ext_proc.sock"),
+            problems,
+        );
         let admin = parse_admin(self.admin.listen.as_deref(), problems);
         let envoy = EnvoyLimits {
             message_timeout: Seconds::or(self.envoy.message_timeout, Duration::from_secs(1)),
@@ -308,6 +342,8 @@ impl RawConfig {
         };
         let store = self.store.validate(problems);
         let limits = self.limits.validate(&envoy, problems);
+        let stream_cap = Bytes::or(self.limits.stream_cap, STREAM_CAP);
+        let objects = self.objects.validate(stream_cap, problems);
         let before = problems.len();
         let policies: HashMap<String, Arc<Policy>> = self
             .policies
@@ -350,6 +386,7 @@ impl RawConfig {
                 max_bytes: Bytes::or(self.memory.max_bytes, 64 * MIB),
                 recheck: Seconds::or(self.memory.recheck, Duration::from_secs(30)),
             },
+            objects,
             limits: limits?,
             drain: Seconds::or(self.drain, Duration::from_secs(10)),
             log_format: self.log.format,
@@ -359,40 +396,48 @@ impl RawConfig {
             default_policy,
         })
     }
+}
 
-    fn listen(&self, problems: &mut Vec<Problem>) -> Option<Listen> {
-        let text = self.listen.as_deref().unwrap_or("unix:run/ext_proc.sock");
-        if let Some(path) = text.strip_prefix("unix:") {
-            // The kernel's limit on the path of a socket, with its end mark.
-            if path.is_empty() || path.len() > 107 {
-                problems.push(Problem::new(
-                    "listen",
-                    "the path of a Unix socket has 1 to 107 bytes",
-                ));
-                return None;
-            }
-            return Some(Listen::Unix(path.into()));
+impl RawObjects {
+    fn validate(&self, stream_cap: u64, problems: &mut Vec<Problem>) -> Option<ObjectsConfig> {
+        let objects = ObjectsConfig {
+            listen: parse_listen("objects.listen", self.listen.as_deref()?, problems)?,
+            above: Bytes::or(self.above, 4 * MIB),
+            cap: Bytes::or(self.cap, 256 * MIB),
+        };
+        if objects.above > stream_cap {
+            problems.push(Problem::new(
+                "objects.above",
+                "is at most limits.stream_cap: what lies between could not be served",
+            ));
         }
-        match text.parse::<SocketAddr>() {
-            Ok(address) if address.ip().is_loopback() => Some(Listen::Tcp(address)),
-            Ok(address) => {
-                problems.push(Problem::new(
-                    "listen",
-                    format!(
-                        "{address} is not a loopback address: whoever can connect can fill the \
-                         cache, so use `unix:PATH` or 127.0.0.1"
-                    ),
-                ));
-                None
-            }
-            Err(_) => {
-                problems.push(Problem::new(
-                    "listen",
-                    format!("`{text}` is neither `unix:PATH` nor `IP:PORT`"),
-                ));
-                None
-            }
+        if objects.cap < stream_cap {
+            problems.push(Problem::new("objects.cap", "is at least limits.stream_cap"));
         }
+        Some(objects)
+    }
+}
+
+/// A Unix socket, or a loopback address, in this field.
+fn parse_listen(field: &str, text: &str, problems: &mut Vec<Problem>) -> Option<Listen> {
+    let mut problem = |what: String| {
+        problems.push(Problem::new(field, what));
+        None
+    };
+    if let Some(path) = text.strip_prefix("unix:") {
+        // The kernel's limit on the path of a socket, with its end mark.
+        if path.is_empty() || path.len() > 107 {
+            return problem("the path of a Unix socket has 1 to 107 bytes".to_owned());
+        }
+        return Some(Listen::Unix(path.into()));
+    }
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.ip().is_loopback() => Some(Listen::Tcp(address)),
+        Ok(address) => problem(format!(
+            "{address} is not a loopback address: whoever can connect can fill the cache, so use \
+             `unix:PATH` or 127.0.0.1"
+        )),
+        Err(_) => problem(format!("`{text}` is neither `unix:PATH` nor `IP:PORT`")),
     }
 }
 
@@ -491,7 +536,7 @@ impl RawLimits {
             fill_rate: Bytes::or(self.fill_rate, 16 * 1024),
             fill_grace: Seconds::or(self.fill_grace, Duration::from_secs(5)),
             immediate_bytes: Bytes::or(self.immediate_cap, MIB),
-            stream_cap: Bytes::or(self.stream_cap, 8 * MIB),
+            stream_cap: Bytes::or(self.stream_cap, STREAM_CAP),
             held_bytes: Bytes::or(self.held_cap, 8 * MIB),
             budget: u32::try_from(budget).unwrap_or_default(),
             fetches: self.upstream_fetches.unwrap_or(16),

@@ -28,6 +28,8 @@ pub mod fill;
 pub mod fuzzing;
 pub mod marks;
 pub mod memory;
+pub mod objects;
+pub mod pieces;
 pub mod policy;
 
 pub mod secret;

@@ -28,6 +28,7 @@ use crate::fetch::Fetcher;
 use crate::fill::{Fills, Pace};
 use crate::marks::{self, Marks};
 use crate::memory::Memory;
+use crate::objects::{self, Objects};
 use crate::store::{
     self, BreakerState, LocalConfig, LocalStore, MemoryStore, Metered, Observe, OpResult,
     Operation, S3Config, S3Store, Store,
@@ -43,6 +44,10 @@ const STREAMS_PER_CONNECTION: u32 = 4096;
 /// pieces of up to 1 MiB, and all streams of a worker share a connection.
 const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+
+/// The store's share of a lookup's time. Were it all, the lookup could be over a moment before the
+/// store's own deadline, and what was given up does not count against the store.
+const STORE_SHARE: f64 = 0.95;
 
 /// Comparisons of the memory tier with the store that may be under way at a time.
 const RECHECKS: usize = 16;
@@ -99,7 +104,7 @@ pub async fn run(config: Config) -> Result<(), Error> {
     let store: Arc<dyn Store> = Arc::new(Metered::new(
         open_store(&config.store, &clock).await?,
         store::Limits {
-            lookup: limits.lookup_timeout,
+            lookup: limits.lookup_timeout.mul_f64(STORE_SHARE),
             write: limits.write_timeout,
             failures: limits.breaker_failures,
             open: limits.breaker_wait,
@@ -145,6 +150,8 @@ pub async fn run(config: Config) -> Result<(), Error> {
             source,
         },
     )?;
+    let objects = config.objects.as_ref();
+    let objects = objects.map(|objects| Objects::new(objects.above, fills.clone()));
     let shared = Arc::new(Shared {
         routes: Routes::new(config.policies, config.routes, config.default_policy),
         store: Arc::clone(&store),
@@ -159,7 +166,11 @@ pub async fn run(config: Config) -> Result<(), Error> {
         lookup_deadline: limits.lookup_timeout,
         patience: patience(&config.envoy, limits.lookup_timeout),
         immediate_bytes: limits.immediate_bytes,
-        largest_bytes: limits.stream_cap,
+        largest_bytes: match &config.objects {
+            Some(objects) => objects.cap,
+            None => limits.stream_cap,
+        },
+        objects: objects.clone(),
     });
 
     let admin = TcpListener::bind(config.admin)
@@ -169,7 +180,11 @@ pub async fn run(config: Config) -> Result<(), Error> {
             address: config.admin.to_string(),
             hint: listen_hint(&error),
         })?;
-    let incoming = Incoming::bind(&config.listen).await?;
+    let incoming = Incoming::bind("listen", &config.listen).await?;
+    let fetched = match &config.objects {
+        Some(objects) => Some(Incoming::bind("objects.listen", &objects.listen).await?),
+        None => None,
+    };
 
     let readiness = Readiness::default();
     let pages = admin::router(metrics, budget, memory, readiness.clone());
@@ -183,6 +198,14 @@ pub async fn run(config: Config) -> Result<(), Error> {
 
     let draining = CancellationToken::new();
     let serving = tokio::spawn(serve(shared, incoming, draining.clone()));
+    if let (Some(objects), Some(incoming)) = (objects, fetched) {
+        let draining = draining.clone();
+        tasks.spawn(async move {
+            if let Err(error) = serve_objects(objects, incoming, draining).await {
+                warn!(%error, "large hits cannot be fetched any more");
+            }
+        });
+    }
     stop.await;
     readiness.set(false);
     info!(deadline = ?config.drain, "stopping: no new streams, waiting for those that are open");
@@ -258,9 +281,9 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 }
 
 impl Incoming {
-    async fn bind(listen: &Listen) -> Result<Self, Error> {
+    async fn bind(field: &'static str, listen: &Listen) -> Result<Self, Error> {
         let failed = |address: String, hint: String| Error::Listen {
-            field: "listen",
+            field,
             address,
             hint,
         };
@@ -356,6 +379,25 @@ async fn serve(
         Incoming::Unix(listener, _file) => {
             let streams = UnixListenerStream::new(listener);
             router.serve_with_incoming_shutdown(streams, draining).await
+        }
+    }
+}
+
+async fn serve_objects(
+    objects: Objects,
+    incoming: Incoming,
+    draining: CancellationToken,
+) -> io::Result<()> {
+    let router = objects::router(objects);
+    let draining = draining.cancelled_owned();
+    match incoming {
+        Incoming::Tcp(listener, _) => {
+            let serving = axum::serve(listener, router);
+            serving.with_graceful_shutdown(draining).await
+        }
+        Incoming::Unix(listener, _file) => {
+            let serving = axum::serve(listener, router);
+            serving.with_graceful_shutdown(draining).await
         }
     }
 }

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::value::Problem;
 use super::{Config, Listen, Problems};
+use crate::objects;
 
 const FILTER: &str =
     "type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor";
@@ -51,6 +52,13 @@ impl Config {
         }
         for (place, filter) in &filters {
             self.compare_filter(filter, tree, place, problems);
+        }
+        if self.objects.is_some() && !matches_header(tree, objects::TICKET.as_str()) {
+            problems.push(Problem::new(
+                "file",
+                "has no route for requests with x-afterimage-object, but objects.listen is set: large \
+                 hits would go to the upstream",
+            ));
         }
         let mut routes = Vec::new();
         typed(tree, PER_ROUTE, String::new(), &mut routes);
@@ -279,6 +287,21 @@ fn typed<'a>(value: &'a Value, kind: &str, place: String, found: &mut Vec<(Strin
     }
 }
 
+/// Whether some route matches a header of this name.
+fn matches_header(value: &Value, name: &str) -> bool {
+    match value {
+        Value::Object(fields) => fields.iter().any(|(field, inner)| {
+            let is_here = || {
+                let matchers = inner.as_array().into_iter().flatten();
+                field == "headers" && matchers.into_iter().any(|matcher| matcher["name"] == name)
+            };
+            is_here() || matches_header(inner, name)
+        }),
+        Value::Array(items) => items.iter().any(|inner| matches_header(inner, name)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
+    }
+}
+
 /// The socket of a cluster, whose endpoints stand in it or, as in a dump, in a list of their own.
 fn find_pipe_of<'a>(value: &'a Value, cluster: &str) -> Option<&'a str> {
     let inside = || match value {
@@ -327,6 +350,26 @@ mod tests {
     #[test]
     fn the_reference_files_fit_together() {
         assert_eq!(problems(ENVOY), [""; 0]);
+    }
+
+    #[test]
+    fn large_hits_need_their_route() {
+        let config = Config::parse(
+            "objects: {listen: 'unix:run/objects.sock'}\npolicies: {images: {kind: generic}, thumbs: {kind: generic}}",
+            std::iter::empty(),
+        )
+        .unwrap();
+        let problems = |envoy: &str| {
+            let mut problems = Vec::new();
+            let tree = with_field_names(serde_saphyr::from_str(envoy).unwrap());
+            config.compare(&tree, &mut problems);
+            problems.len()
+        };
+        assert_eq!(problems(ENVOY), 0);
+        assert_eq!(
+            problems(&ENVOY.replace("name: x-afterimage-object", "name: x")),
+            1
+        );
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! One conversation: message, event, session, effect, answer.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
+use http::HeaderValue;
 use tonic::{Code, Status, Streaming};
 use tracing::warn;
 
@@ -17,6 +19,8 @@ use crate::collapse::{Claim, Follow, Followed, Joined, Lead};
 use crate::fetch::{self, Fetching};
 use crate::fill::Copying;
 use crate::marks::Moment;
+use crate::objects::{self, Offer};
+use crate::pieces::Pieces;
 use crate::policy::{BypassReason, Key, RequestHead};
 use crate::session::{
     AbortReason, CopyStep, Effect, Event, Fetched, Hit, HitBody, Part, Reply, Report, Session,
@@ -493,7 +497,7 @@ impl Conversation {
                     return wire::immediate(&hit, chunks);
                 }
                 let source = stream::iter(chunks.clone().into_iter().map(Ok)).boxed();
-                (Sending::proved(source), length)
+                (Pieces::proved(source), length)
             }
             (
                 HitBody::Streamed {
@@ -503,15 +507,43 @@ impl Conversation {
                 },
                 Some(body),
             ) => {
-                self.shared.metrics.served(*length);
-                (Sending::part(body, *first, *length, *proof), *length)
+                let length = *length;
+                self.shared.metrics.served(length);
+                let pieces = Pieces::part(body, *first, length, *proof);
+                if phase == Phase::RequestHeaders
+                    && let Some(objects) = &self.shared.objects
+                    && length > objects.above_bytes
+                    && let Some(key) = self.log.key.clone()
+                {
+                    let room = self.log.room.take();
+                    let offer = Offer {
+                        hit,
+                        length,
+                        pieces,
+                        key,
+                        room,
+                    };
+                    return self.hand_over(objects.offer(offer));
+                }
+                (pieces, length)
             }
             (HitBody::Streamed { .. }, None) => {
                 unreachable!("a lookup that says streamed brings the stream")
             }
         };
-        self.state = State::Sending(Box::new(source));
+        self.state = State::Sending(Box::new(Sending::new(source)));
         wire::streamed_head(&hit, length, false)
+    }
+
+    /// Lets Envoy fetch a hit.
+    fn hand_over(&self, ticket: io::Result<HeaderValue>) -> ProcessingResponse {
+        match ticket {
+            Ok(ticket) => wire::hand_over(&objects::TICKET, &ticket),
+            Err(error) => {
+                warn!(%error, "large hit cannot be handed over, request is sent on");
+                wire::bypass()
+            }
+        }
     }
 
     /// Removes an entry in the background.

@@ -6,7 +6,6 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tracing::{debug, warn};
 
-use super::sending::ROOM_BYTES;
 use super::service::Routes;
 use crate::budget::{Budget, Reservation};
 use crate::clock::{Clock, Stopwatch};
@@ -15,6 +14,8 @@ use crate::entry::Record;
 use crate::fetch::Fetcher;
 use crate::fill::Fills;
 use crate::memory::Kept;
+use crate::objects::Objects;
+use crate::pieces::ROOM_BYTES;
 use crate::policy::{Key, LookupMethod, MissReason};
 use crate::session::{Answer, StoredBody};
 use crate::store::{self, BodyStream, Store};
@@ -39,6 +40,8 @@ pub struct Shared {
     pub groups: Groups,
     /// Which keys are being refreshed.
     pub refreshes: Refreshes,
+    /// Where the proxy fetches large hits; `None`: all are sent to it.
+    pub objects: Option<Objects>,
     /// Where everything is counted.
     pub metrics: Metrics,
     /// The time.

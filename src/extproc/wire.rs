@@ -108,6 +108,29 @@ pub(super) fn bypass() -> ProcessingResponse {
     }
 }
 
+/// Sends the request on with this header by the route that it selects then, and asks for nothing more of
+/// this exchange.
+pub(super) fn hand_over(name: &HeaderName, value: &HeaderValue) -> ProcessingResponse {
+    let mutation = pb::HeaderMutation {
+        set_headers: vec![header_option(
+            name.as_str(),
+            value.as_bytes().to_vec(),
+            HeaderAppendAction::OverwriteIfExistsOrAdd,
+        )],
+        remove_headers: Vec::new(),
+    };
+    ProcessingResponse {
+        mode_override: Some(mode(HeaderSendMode::Skip, BodySendMode::None)),
+        ..response(Response::RequestHeaders(pb::HeadersResponse {
+            response: Some(pb::CommonResponse {
+                header_mutation: Some(mutation),
+                clear_route_cache: true,
+                ..pb::CommonResponse::default()
+            }),
+        }))
+    }
+}
+
 /// Sends the request on with these changes, and asks for the response's head.
 pub(super) fn forward(changes: &Forward) -> ProcessingResponse {
     let mutation = pb::HeaderMutation {

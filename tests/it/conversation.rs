@@ -105,6 +105,7 @@ impl Processor {
             rechecks: Arc::new(Semaphore::new(1)),
             refreshes: Refreshes::default(),
             groups: Groups::new(4),
+            objects: None,
             metrics: metrics.clone(),
             clock: clock.clone(),
             lookup_deadline: Duration::from_secs(10),

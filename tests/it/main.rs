@@ -28,6 +28,8 @@ mod hits;
 mod http_caching;
 // What Envoy itself answers.
 mod local_replies;
+// Hits that Envoy fetches.
+mod large_hits;
 // The memory tier.
 mod memory;
 // The files for Istio, Envoy Gateway and Kubernetes.
