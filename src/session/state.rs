@@ -250,7 +250,7 @@ impl Asked {
             }
             Freshness::Fresh { age, .. } => {
                 let stored = Stored::new(record, body, age, false);
-                self.ask_about(MissReason::Client, stored, now)
+                self.send_on(MissReason::Client, Some(stored), now)
             }
             Freshness::Stale {
                 age,
@@ -286,7 +286,7 @@ impl Asked {
             }
             Freshness::Stale { age, if_error, .. } => {
                 let stored = Stored::new(record, body, age, if_error);
-                self.ask_about(MissReason::Stale, stored, now)
+                self.send_on(MissReason::Stale, Some(stored), now)
             }
         }
     }
@@ -328,12 +328,13 @@ impl Asked {
         self.lookup.method == LookupMethod::Get || self.policy.upstream.is_some()
     }
 
-    /// Asks the upstream about what is stored: with this request where its body is held, else with one
-    /// of our own while this one waits.
-    fn ask_about(self, reason: MissReason, stored: Stored, now: Timestamp) -> Step {
-        if let (StoredBody::Streamed, MissReason::Stale) = (&stored.body, reason)
+    /// Asks the upstream: about what is stored with this request where its body is held, else with one of
+    /// our own while this one waits.
+    fn ask(self, reason: MissReason, stored: Option<Stored>, now: Timestamp) -> Step {
+        if let (Some(stored), MissReason::Stale) = (&stored, reason)
+            && matches!(stored.body, StoredBody::Streamed)
             && !self.lookup.control.only_if_cached
-            && let Some(refresh) = self.refresh(&stored, now)
+            && let Some(refresh) = self.refresh(stored, now)
         {
             let fetching = Fetching {
                 asked: self,
@@ -344,7 +345,7 @@ impl Asked {
                 Effect::Fetch(Box::new(refresh)),
             );
         }
-        self.send_on(reason, Some(stored), now)
+        self.forward(reason, stored, now)
     }
 
     /// A request of our own about what is stored; `None` where the policy names no upstream.
@@ -448,7 +449,7 @@ pub struct Joining {
 impl Joining {
     pub(super) fn joined(self, part: Part, now: Timestamp) -> Step {
         match part {
-            Part::SentOn => self.asked.forward(self.reason, self.stored, now),
+            Part::SentOn => self.asked.ask(self.reason, self.stored, now),
             // What is stored is looked up again.
             Part::Follows => (
                 Session::Following(Following { asked: self.asked }),
@@ -545,7 +546,7 @@ impl Asked {
             | MissReason::OnlyIfCached => false,
         };
         if self.joins == 0 || !is_same_for_all {
-            return self.forward(reason, stored, now);
+            return self.ask(reason, stored, now);
         }
         let effect = Effect::Join(self.lookup.key.clone());
         let joining = Joining {

@@ -160,6 +160,42 @@ async fn a_herd_on_a_stale_entry_is_one_request_for_a_304_and_for_another_body()
 }
 
 #[tokio::test]
+async fn a_herd_on_a_large_stale_entry_is_one_request_of_our_own() -> Result<()> {
+    let origin = Origin::start().await?;
+    let policies = format!(
+        "images: {{kind: generic, upstream: {{url: 'http://{}'}}, store: {{hit_for_miss: 0s}}}}",
+        origin.address()
+    );
+    let stack = generic(&origin, Store::Local)
+        .policies(&policies)
+        .start()
+        .await?;
+    let body = png(3 * MIB);
+    let tag = "\"v1\"";
+    origin.respond("/a", script(&body, "max-age=0").header("etag", tag));
+    assert!(stack.get("/a").await?.body == body);
+    is_quiet(&stack).await?;
+    let gate = Gate::closed();
+    let unchanged = Script::status(304)
+        .header("etag", tag)
+        .header("cache-control", "max-age=3600");
+    origin.respond("/a", unchanged.wait_before_head(&gate));
+    let running = ask(&stack, "/a", 10)?;
+    following_reach(&stack, 9).await?;
+    gate.open();
+    let answers = answers(running).await?;
+    assert!(
+        answers
+            .iter()
+            .all(|answer| answer.status == 200 && answer.body == body)
+    );
+    assert_eq!(with_status(&answers, COLLAPSED), 9);
+    let seen = origin.requests_for("/a");
+    assert!(seen.len() == 2 && is_ours(&seen[1]), "{seen:?}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_herd_for_two_variants_is_two_requests() -> Result<()> {
     let origin = Origin::start().await?;
     let stack = generic(&origin, Store::Local).start().await?;
