@@ -11,7 +11,7 @@ use crate::scripted::{
 };
 use crate::support::client::{Answer, Client};
 use crate::support::metrics::Metrics;
-use crate::support::origin::{Cut, Gate, Origin, Script, Seen};
+use crate::support::origin::{Cut, Framing, Gate, Origin, Script, Seen};
 use crate::support::stack::{Builder, Stack, Store};
 
 const COLLAPSED: &str = "afterimage; fwd=miss; collapsed";
@@ -379,25 +379,27 @@ async fn after_an_error_the_next_requests_wait_for_each_other_again() -> Result<
 async fn what_is_not_held_whole_is_not_waited_for() -> Result<()> {
     let origin = Origin::start().await?;
     let stack = generic(&origin, Store::Local)
-        .settings("limits: {held_cap: 1MiB}")
+        .settings("limits: {held_cap: 1MiB, fill_rate: 0B}")
         .start()
         .await?;
     let body = png(2 * MIB);
-    let (first, second) = (Gate::closed(), Gate::closed());
-    origin.respond(
-        "/a",
-        storable(&body)
-            .wait_before_head(&first)
-            .wait_at(MIB, &second),
-    );
-    let (leader, running) = followed(&stack, &origin, "/a", 3).await?;
-    first.open();
-    // The leader's body is still on its way.
-    origin.requests_reach("/a", 4).await?;
-    second.open();
-    assert!(leader.await??.body == body);
-    for answer in answers(running).await? {
-        assert!(answer.body == body);
+    // Known by its length before it comes, and by what has come of it.
+    for (path, framing, at) in [
+        ("/length", Framing::Length, 0),
+        ("/chunked", Framing::Chunked, MIB + KIB),
+    ] {
+        let (first, second) = (Gate::closed(), Gate::closed());
+        let slow = storable(&body).framing(framing).wait_before_head(&first);
+        origin.respond(path, slow.wait_at(at, &second));
+        let (leader, running) = followed(&stack, &origin, path, 3).await?;
+        first.open();
+        // The leader's body is still on its way.
+        origin.requests_reach(path, 4).await?;
+        second.open();
+        assert!(leader.await??.body == body);
+        for answer in answers(running).await? {
+            assert!(answer.body == body);
+        }
     }
     Ok(())
 }
