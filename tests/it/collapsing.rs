@@ -401,6 +401,7 @@ async fn what_is_not_held_whole_is_not_waited_for() -> Result<()> {
             assert!(answer.body == body);
         }
     }
+    assert_eq!(followers(&stack.metrics().await?, "turn"), 6.0);
     Ok(())
 }
 
