@@ -123,9 +123,8 @@ async fn bench(quick: bool) -> Result<()> {
     prepare()?;
     let started = Stopwatch::start();
     let mut plan = if quick { Plan::quick() } else { Plan::full() };
-    let missing = missing()?;
-    plan.without(&missing);
-    let samples = all_rounds(&plan, !missing.contains(&Setup::AfterimageMemory), started).await?;
+    plan.without(&missing());
+    let samples = all_rounds(&plan, started).await?;
 
     let results = Results::new(&samples);
     results.print();
@@ -148,7 +147,7 @@ async fn limits(only: Option<limits::Part>) -> Result<()> {
         None => limits::Part::value_variants(),
         Some(part) => std::slice::from_ref(part),
     };
-    let limits = limits::measure(parts, systems::has_memory_tier()?).await?;
+    let limits = limits::measure(parts).await?;
     let json = target()?.join("limits.json");
     std::fs::write(&json, format!("{limits:#}\n"))?;
     println!("\n{}\n{} s", json.display(), started.elapsed().as_secs());
@@ -168,7 +167,7 @@ fn target() -> Result<PathBuf> {
 }
 
 /// Who cannot be measured here, said in one line each.
-fn missing() -> Result<Vec<Setup>> {
+fn missing() -> Vec<Setup> {
     let mut missing = Vec::new();
     if nginx::find().is_none() {
         eprintln!(
@@ -176,20 +175,12 @@ fn missing() -> Result<Vec<Setup>> {
         );
         missing.push(Setup::Nginx);
     }
-    if !systems::has_memory_tier()? {
-        eprintln!("no memory hits of Afterimage: this build has no memory tier");
-        missing.push(Setup::AfterimageMemory);
-    }
-    Ok(missing)
+    missing
 }
 
-async fn all_rounds(
-    plan: &Plan,
-    has_memory_tier: bool,
-    started: Stopwatch,
-) -> Result<BTreeMap<Cell, Vec<Sample>>> {
+async fn all_rounds(plan: &Plan, started: Stopwatch) -> Result<BTreeMap<Cell, Vec<Sample>>> {
     let setups = plan.setups();
-    let start = async || Systems::start(&setups, &plan.sizes, has_memory_tier).await;
+    let start = async || Systems::start(&setups, &plan.sizes).await;
     let mut systems = start().await?;
     let mut samples = BTreeMap::<Cell, Vec<Sample>>::new();
     let rounds = plan.pace.rounds.max(plan.pace.claim_rounds);

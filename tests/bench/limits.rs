@@ -10,13 +10,11 @@ use clap::ValueEnum;
 use serde_json::{Map, Value};
 
 use super::claims::Claim;
-use super::systems::{MEMORY_OFF, Upstream};
+use super::systems::Upstream;
 
 /// What every part needs to know.
 struct Ground {
     upstream: Upstream,
-    /// Settings that switch the memory tier off, if there is one.
-    no_memory: &'static str,
 }
 
 /// What can be measured by itself.
@@ -36,10 +34,9 @@ pub(crate) enum Part {
 ///
 /// # Errors
 /// When something is not installed or does not start.
-pub(crate) async fn measure(parts: &[Part], has_memory_tier: bool) -> Result<Value> {
+pub(crate) async fn measure(parts: &[Part]) -> Result<Value> {
     let ground = Ground {
         upstream: Upstream::start().await?,
-        no_memory: if has_memory_tier { MEMORY_OFF } else { "{}" },
     };
     let mut claims = Vec::new();
     let mut all = Map::new();

@@ -4,7 +4,6 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use afterimage::clock::Clock;
@@ -19,12 +18,12 @@ use super::load::{Expected, Load, Paths, Until};
 use super::nginx::{self, Nginx};
 use super::node::NodeProxy;
 use super::s3::{Signer, unused_key};
+use super::support::envoy;
 use super::support::launch::Launch;
 use super::support::metrics::Metrics;
 use super::support::ports::Port;
 use super::support::process::Process;
 use super::support::stack::{Builder, Stack, Store};
-use super::support::{afterimage as ours, envoy};
 use super::urls::{Images, KEY, SALT};
 use super::usage::{self, Part};
 use super::{empty_ext_proc, upstream};
@@ -34,7 +33,7 @@ pub(crate) const BYPASS: &str = "/bypass";
 /// The policy of the reference configuration's route `/`.
 const POLICY: &str = "images";
 /// Switches the memory tier off.
-pub(crate) const MEMORY_OFF: &str = "memory: {max_bytes: 0}";
+pub(crate) const MEMORY_OFF: &str = "memory: {max_bytes: 0B}";
 const STARTS_WITHIN: Duration = Duration::from_secs(30);
 /// How often all images are asked for until all are hits. The first time fills, a second may meet copies on their way.
 const FILLING_ROUNDS: usize = 10;
@@ -108,18 +107,6 @@ impl Setup {
     }
 }
 
-/// Has this build of Afterimage a memory tier?
-///
-/// # Errors
-/// When its binary cannot be run.
-pub(crate) fn has_memory_tier() -> Result<bool> {
-    let file = tempfile::Builder::new().suffix(".yaml").tempfile()?;
-    std::fs::write(file.path(), format!("{MEMORY_OFF}\n"))?;
-    let mut check = Command::new(ours::binary()?);
-    check.args(["check", "--config"]).arg(file.path());
-    Ok(check.output()?.status.success())
-}
-
 /// All of them.
 #[derive(Debug)]
 pub(crate) struct Systems {
@@ -133,21 +120,16 @@ impl Systems {
     ///
     /// # Errors
     /// When something is not installed or does not start; the message holds its last output.
-    pub(crate) async fn start(
-        wanted: &[Setup],
-        sizes: &[u64],
-        has_memory_tier: bool,
-    ) -> Result<Self> {
+    pub(crate) async fn start(wanted: &[Setup], sizes: &[u64]) -> Result<Self> {
         let upstream = Upstream::start().await?;
         let address = upstream.address();
-        let before = if has_memory_tier { MEMORY_OFF } else { "{}" };
         let starting = wanted.iter().map(async |setup| {
             let running = match setup {
                 Setup::AfterimageMemory => afterimage(Store::Local, "{}", address).await?,
-                Setup::AfterimageLocal => afterimage(Store::Local, before, address).await?,
-                Setup::AfterimageGarage => afterimage(Store::Garage, before, address).await?,
+                Setup::AfterimageLocal => afterimage(Store::Local, MEMORY_OFF, address).await?,
+                Setup::AfterimageGarage => afterimage(Store::Garage, MEMORY_OFF, address).await?,
                 Setup::AfterimageGarageUnix => {
-                    afterimage(Store::GarageOverUnix, before, address).await?
+                    afterimage(Store::GarageOverUnix, MEMORY_OFF, address).await?
                 }
                 Setup::EnvoyAlone => envoy_alone(address).await?,
                 Setup::Nginx => with_nginx(address).await?,

@@ -10,7 +10,7 @@ use super::super::claims::Claim;
 use super::super::load::{Expected, Load, Paths, Until};
 use super::super::plan::{LARGE, SMALL};
 use super::super::support::stack::Store;
-use super::super::systems::{Running, afterimage, fill};
+use super::super::systems::{MEMORY_OFF, Running, afterimage, fill};
 use super::super::urls::Images;
 use super::super::usage::{self, Part};
 use super::{Ground, say};
@@ -32,7 +32,7 @@ pub(super) async fn measure(ground: &Ground, claims: &mut Vec<Claim>) -> Result<
         let address = ground.upstream.address();
         afterimage(Store::Local, settings, address).await
     };
-    let running = start(ground.no_memory).await?;
+    let running = start(MEMORY_OFF).await?;
     let after_start = ours(&running)?.rss()? as f64 / MIB;
     claims.push(Claim::new(
         "memory after the start, tier off: at most 40 MiB",
@@ -46,7 +46,7 @@ pub(super) async fn measure(ground: &Ground, claims: &mut Vec<Claim>) -> Result<
         many.is_accounted_for() && many.peak_mib <= UNDER_MISSES_MIB,
     ));
     drop(running);
-    let running = start(ground.no_memory).await?;
+    let running = start(MEMORY_OFF).await?;
     let few = misses(&running, 40).await?;
     claims.push(Claim::new(
         "40 misses of 1 MiB at once: all commit",

@@ -12,7 +12,7 @@ use super::super::measure::{Sample, measure_paths};
 use super::super::plan::{Cell, MEDIUM, Pace, Work};
 use super::super::s3::{Signer, unused_key};
 use super::super::support::stack::Store;
-use super::super::systems::{Running, Setup, afterimage, fill};
+use super::super::systems::{MEMORY_OFF, Running, Setup, afterimage, fill};
 use super::super::urls::Images;
 use super::{Ground, say};
 
@@ -84,7 +84,7 @@ pub(super) async fn measure(ground: &Ground, claims: &mut Vec<Claim>) -> Result<
 /// A stack with so few images, all of which are hits.
 async fn bucket(ground: &Ground) -> Result<Running> {
     let address = ground.upstream.address();
-    let running = afterimage(Store::Garage, ground.no_memory, address).await?;
+    let running = afterimage(Store::Garage, MEMORY_OFF, address).await?;
     fill(&running, &ground.upstream, hit(), MEDIUM).await?;
     Ok(running)
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::super::claims::Claim;
 use super::super::load::{Expected, Load, Paths, Until};
 use super::super::support::stack::Store;
-use super::super::systems::{afterimage, fill};
+use super::super::systems::{MEMORY_OFF, afterimage, fill};
 use super::super::urls::Images;
 use super::{Ground, say};
 
@@ -20,10 +20,7 @@ const STEP_MS: f64 = 20.0;
 pub(super) async fn measure(ground: &Ground, claims: &mut Vec<Claim>) -> Result<Value> {
     say("sweep: hits from Garage over TCP, 1 byte to 256 KiB");
     // Below twelve bytes nothing can look like an image.
-    let settings = format!(
-        "{{policies: {{images: {{store: {{verify: none}}}}}}, {}}}",
-        ground.no_memory.trim_matches(['{', '}'])
-    );
+    let settings = format!("{{policies: {{images: {{store: {{verify: none}}}}}}, {MEMORY_OFF}}}");
     let upstream = &ground.upstream;
     let running = afterimage(Store::Garage, &settings, upstream.address()).await?;
     let mut load = Load::open(running.target, 1).await?;
