@@ -8,9 +8,9 @@
 
 mod connector;
 mod failure;
+mod reader;
 mod upload;
 
-use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::pin::Pin;
@@ -37,6 +37,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::sync::Semaphore;
 
 use self::failure::{Attempt, chain, has_status};
+use self::reader::Reader;
 use self::upload::{PartsWriter, Upload};
 use super::{BodyStream, Error, Found, Store, Writer, decode_stored, expect_length, length_of};
 use crate::entry::Record;
@@ -46,6 +47,9 @@ use crate::transport::Endpoint;
 
 /// Name of the record's metadata value, after `x-amz-meta-`.
 const RECORD: &str = "afterimage";
+
+/// The same, as a header.
+const RECORD_FIELD: &str = "x-amz-meta-afterimage";
 /// Garage's limit for object names is 479 bytes, and `Key::object_name` takes up to 180.
 const MAX_PREFIX_BYTES: usize = 256;
 /// The first try of a write, and two more.
@@ -57,8 +61,8 @@ const CLEANUPS: usize = 16;
 const PAGE_OBJECTS: i32 = 1000;
 /// A million objects; a listing that goes on after them is no answer.
 const MAX_PAGES: u32 = 1000;
-/// `CopySource` is the only place where an object name must be encoded by us.
-const COPY_SOURCE: &AsciiSet = &NON_ALPHANUMERIC
+/// Object names in URLs that we make ourselves.
+const OBJECT_NAME: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'/')
     .remove(b'-')
     .remove(b'.')
@@ -136,6 +140,8 @@ struct Service {
     buckets: Vec<String>,
     prefix: String,
     read_timeout: Duration,
+    /// One attempt at reading an object.
+    reader: Reader,
     /// One attempt, with a short deadline.
     once: Client,
     /// Several attempts, with a deadline that bodies have time in. Same connections.
@@ -192,6 +198,14 @@ impl S3Store {
             None,
             "afterimage",
         );
+        let reader = Reader::new(
+            &config.endpoint,
+            config.region.clone(),
+            credentials.clone(),
+            timeouts.connect,
+            timeouts.attempt,
+        )
+        .map_err(S3ConfigError::RootCertificates)?;
         let once = Config::builder()
             .behavior_version(BehaviorVersion::latest())
             .endpoint_url(connector::url(&config.endpoint))
@@ -230,6 +244,7 @@ impl S3Store {
                 buckets: config.buckets,
                 prefix,
                 read_timeout: timeouts.read,
+                reader,
                 once: Client::from_conf(once),
                 patient: Client::from_conf(patient),
                 cleanups: Arc::new(Semaphore::new(CLEANUPS)),
@@ -248,19 +263,17 @@ impl Store for S3Store {
     async fn get(&self, key: &Key) -> Result<Option<Found>, Error> {
         let service = &self.service;
         let place = service.place(key);
-        let answer = service.once.get_object();
-        let answer = answer.bucket(&place.bucket).key(&place.name).send().await;
-        let answer = match answer {
-            Ok(answer) => answer,
-            Err(error) if error.as_service_error().is_some_and(|e| e.is_no_such_key()) => {
-                return Ok(None);
-            }
-            Err(error) => return Err(service.attempt("GetObject", &place).by_meaning(error)),
-        };
-        let Some(record) = record_of(answer.metadata.as_ref(), answer.content_length)? else {
+        let attempt = service.attempt("GetObject", &place);
+        let Some(answer) = service.reader.get(&place, attempt).await? else {
             return Ok(None);
         };
-        let body = service.body(answer.body, place.bucket);
+        let field = |name: &str| answer.headers().get(name)?.to_str().ok();
+        let length = field("content-length").and_then(|length| length.parse().ok());
+        let Some(record) = record_of(field(RECORD_FIELD), length)? else {
+            return Ok(None);
+        };
+        let body = ByteStream::from_body_1_x(answer.into_body());
+        let body = service.body(body, place.bucket);
         Ok(Some(Found { record, body }))
     }
 
@@ -355,7 +368,9 @@ impl Service {
         let answer = self.once.head_object();
         match answer.bucket(&place.bucket).key(&place.name).send().await {
             Ok(answer) => {
-                let record = record_of(answer.metadata.as_ref(), answer.content_length)?;
+                let encoded = answer.metadata.as_ref();
+                let encoded = encoded.and_then(|metadata| metadata.get(RECORD));
+                let record = record_of(encoded.map(String::as_str), answer.content_length)?;
                 Ok(record.map(|record| (record, answer.e_tag)))
             }
             Err(error) if has_status(&error, 404) => Ok(None),
@@ -390,7 +405,7 @@ impl Service {
         to: &Place,
         head: ObjectHead,
     ) -> Result<bool, Error> {
-        let source = utf8_percent_encode(from, COPY_SOURCE);
+        let source = utf8_percent_encode(from, OBJECT_NAME);
         let copy = self.patient.copy_object();
         let copied = copy
             .copy_source(format!("{}/{source}", to.bucket))
@@ -589,11 +604,8 @@ fn plain(record: &Record, name: &HeaderName) -> Option<String> {
     is_plain.then(|| value.to_owned())
 }
 
-fn record_of(
-    metadata: Option<&HashMap<String, String>>,
-    content_length: Option<i64>,
-) -> Result<Option<Record>, Error> {
-    let Some(encoded) = metadata.and_then(|metadata| metadata.get(RECORD)) else {
+fn record_of(encoded: Option<&str>, content_length: Option<i64>) -> Result<Option<Record>, Error> {
+    let Some(encoded) = encoded else {
         return Ok(None);
     };
     let Some(record) = decode_stored(encoded)? else {

@@ -46,7 +46,7 @@ impl Attempt<'_> {
         }
     }
 
-    /// The only place where an error of the SDK gets its meaning.
+    /// What an error of the SDK means.
     pub(super) fn by_meaning<E>(self, error: SdkError<E, HttpResponse>) -> Error
     where
         E: StdError + ProvideErrorMetadata + Send + Sync + 'static,
@@ -57,31 +57,35 @@ impl Attempt<'_> {
             SdkError::ServiceError(answer) => {
                 let status = answer.raw().status().as_u16();
                 let code = answer.err().code().unwrap_or_default();
-                let reason = match answer.err().message() {
-                    Some(message) => format!("{status} {code}: {message}"),
-                    None => format!("{status} {code}"),
-                };
-                match (status, code) {
-                    (_, "NoSuchBucket") => {
-                        let reason = format!("the bucket does not exist ({reason})");
-                        Error::Unavailable(self.failed(reason).into())
-                    }
-                    (_, "AuthorizationHeaderMalformed" | "AuthorizationQueryParametersError") => {
-                        let reason = format!("the region is not the server's ({reason})");
-                        Error::Denied(self.failed(reason).into())
-                    }
-                    (401 | 403, _) => {
-                        let reason = format!(
-                            "access key, secret, the key's permissions or a quota ({reason})"
-                        );
-                        Error::Denied(self.failed(reason).into())
-                    }
-                    (408, _) => Error::TimedOut,
-                    (413 | 507, _) => Error::TooLarge(reason),
-                    _ => Error::Unavailable(self.failed(reason).into()),
-                }
+                self.answered(status, code, answer.err().message())
             }
             _ => Error::Unavailable(self.failed(chain(&error)).into()),
+        }
+    }
+
+    /// What an answer that is none of success means.
+    pub(super) fn answered(self, status: u16, code: &str, message: Option<&str>) -> Error {
+        let reason = match message {
+            Some(message) => format!("{status} {code}: {message}"),
+            None => format!("{status} {code}"),
+        };
+        match (status, code) {
+            (_, "NoSuchBucket") => {
+                let reason = format!("the bucket does not exist ({reason})");
+                Error::Unavailable(self.failed(reason).into())
+            }
+            (_, "AuthorizationHeaderMalformed" | "AuthorizationQueryParametersError") => {
+                let reason = format!("the region is not the server's ({reason})");
+                Error::Denied(self.failed(reason).into())
+            }
+            (401 | 403, _) => {
+                let reason =
+                    format!("access key, secret, the key's permissions or a quota ({reason})");
+                Error::Denied(self.failed(reason).into())
+            }
+            (408, _) => Error::TimedOut,
+            (413 | 507, _) => Error::TooLarge(reason),
+            _ => Error::Unavailable(self.failed(reason).into()),
         }
     }
 }
