@@ -6,6 +6,7 @@
 //! ```text
 //! stack ── ties them together for a test
 //!   ├─ afterimage, envoy, imgproxy, garage   how each is configured, started, and known to be ready
+//!   ├─ zones                                 several Garages as one store
 //!   ├─ client, metrics, fate                 asks, reads the answers, and knows what became of them
 //!   └─ origin                                a scripted upstream in imgproxy's place
 //! launch (what to run) ─ process (a running child) ─ ports, wait, tools
@@ -31,3 +32,4 @@ pub(crate) mod settings;
 pub(crate) mod stack;
 pub(crate) mod tools;
 pub(crate) mod wait;
+pub(crate) mod zones;

@@ -1,0 +1,161 @@
+//! Garage in several zones: a node in each, and what makes one store of them. `envoy/garage-geo.sh` does the same where there
+//! is curl but none of this.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+use super::garage::{
+    ACCESS_KEY_ID, BUCKET, SECRET_ACCESS_KEY, ask, install_lifecycle, is_healthy,
+};
+use super::settings::replace_text;
+use super::{tools, wait};
+
+/// The zones of every such store.
+pub(crate) const ZONES: [&str; 3] = ["a", "b", "c"];
+
+const FORMS_WITHIN: Duration = Duration::from_secs(30);
+
+/// What a node may fill, in bytes; nothing of ours comes near.
+const CAPACITY: u64 = 10 << 30;
+
+/// Where a zone's node listens, on loopback.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Node {
+    /// S3.
+    pub(crate) s3: u16,
+    /// The other nodes.
+    pub(crate) rpc: u16,
+    /// The admin API.
+    pub(crate) admin: u16,
+}
+
+impl Node {
+    /// The reference configuration of a zone's node, with these ports.
+    ///
+    /// # Errors
+    /// When the reference does not have them where it had.
+    pub(crate) fn config(&self) -> Result<String> {
+        let path = reference();
+        let Self { s3, rpc, admin } = self;
+        let mut text = std::fs::read_to_string(&path)?;
+        for (old, new) in [
+            (
+                r#"rpc_bind_addr = "0.0.0.0:3901""#,
+                format!(
+                    "rpc_bind_addr = \"127.0.0.1:{rpc}\"\nrpc_public_addr = \"127.0.0.1:{rpc}\""
+                ),
+            ),
+            (
+                r#"api_bind_addr = "127.0.0.1:3900""#,
+                format!("api_bind_addr = \"127.0.0.1:{s3}\""),
+            ),
+            (
+                r#"api_bind_addr = "127.0.0.1:3903""#,
+                format!("api_bind_addr = \"127.0.0.1:{admin}\""),
+            ),
+        ] {
+            text = replace_text(&text, old, &new).with_context(|| path.display().to_string())?;
+        }
+        Ok(text)
+    }
+
+    /// Where it speaks S3.
+    pub(crate) fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.s3)
+    }
+
+    /// Does it run, whether or not it knows the others?
+    pub(crate) async fn runs(&self) -> bool {
+        ask(self.admin, "GetNodeInfo?node=self", None).await.is_ok()
+    }
+
+    /// How many nodes it is connected with, itself included.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub(crate) async fn connected(&self) -> Result<u64> {
+        let health = ask(self.admin, "GetClusterHealth", None).await?;
+        health["storageNodesUp"].as_u64().context("a number")
+    }
+
+    /// What the others call it.
+    async fn id(&self) -> Result<String> {
+        let info = ask(self.admin, "GetNodeInfo?node=self", None).await?;
+        let nodes = info["success"].as_object().context("the node itself")?;
+        let id = nodes.keys().next().context("the node itself")?;
+        Ok(id.clone())
+    }
+}
+
+/// Makes one store of running nodes, one in each of [`ZONES`], with the reference set-up's bucket, key and lifecycle rules, and
+/// waits until every node can use it. What is so already stays.
+///
+/// # Errors
+/// When a node refuses, or does not find the others in time.
+pub(crate) async fn form(nodes: &[Node]) -> Result<()> {
+    let first = nodes.first().context("a node")?.admin;
+    let (mut peers, mut roles) = (Vec::new(), Vec::new());
+    for (node, zone) in nodes.iter().zip(ZONES) {
+        let id = node.id().await?;
+        peers.push(format!("{id}@127.0.0.1:{}", node.rpc));
+        roles.push(json!({"id": id, "zone": zone, "capacity": CAPACITY, "tags": []}));
+    }
+    connect(first, &peers[1..]).await?;
+    let layout = ask(first, "GetClusterLayout", None).await?;
+    if layout["version"] == 0 {
+        ask(first, "UpdateClusterLayout", Some(json!({"roles": roles}))).await?;
+        ask(first, "ApplyClusterLayout", Some(json!({"version": 1}))).await?;
+    }
+    for node in nodes {
+        wait::until("every zone's node to be healthy", FORMS_WITHIN, async || {
+            is_healthy(node.admin).await
+                && node
+                    .connected()
+                    .await
+                    .is_ok_and(|up| up == nodes.len() as u64)
+        })
+        .await?;
+    }
+    let key = (ACCESS_KEY_ID, SECRET_ACCESS_KEY);
+    let permissions = json!({"read": true, "write": true, "owner": true});
+    allow(first, BUCKET, key, permissions).await?;
+    install_lifecycle(first).await
+}
+
+/// The reference configuration of a zone's node.
+pub(crate) fn reference() -> PathBuf {
+    tools::project().join("envoy/garage-geo.toml")
+}
+
+async fn connect(admin_port: u16, peers: &[String]) -> Result<()> {
+    let answer = ask(admin_port, "ConnectClusterNodes", Some(json!(peers))).await?;
+    let nodes = answer.as_array().context("a list")?;
+    let failed = nodes.iter().find(|node| node["success"] != true);
+    ensure!(failed.is_none(), "a zone cannot be reached: {failed:?}");
+    Ok(())
+}
+
+/// Makes a bucket and a key where they are missing, and lets the key use the bucket.
+async fn allow(
+    admin_port: u16,
+    bucket: &str,
+    (key, secret): (&str, &str),
+    permissions: Value,
+) -> Result<()> {
+    let import = json!({"accessKeyId": key, "secretAccessKey": secret, "name": key});
+    ask(admin_port, "ImportKey", Some(import)).await?;
+    ask(
+        admin_port,
+        "CreateBucket",
+        Some(json!({"globalAlias": bucket})),
+    )
+    .await?;
+    let operation = format!("GetBucketInfo?globalAlias={bucket}");
+    let id = ask(admin_port, &operation, None).await?["id"].clone();
+    let allowed = json!({"bucketId": id, "accessKeyId": key, "permissions": permissions});
+    ask(admin_port, "AllowBucketKey", Some(allowed)).await?;
+    Ok(())
+}
