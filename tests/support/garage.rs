@@ -11,8 +11,8 @@ use super::launch::Launch;
 use super::ports::Port;
 use super::process::Process;
 use super::settings::replace_text;
-use super::zones::Node;
 use super::tools;
+use super::zones::Node;
 
 /// The region, bucket and credentials of every Garage we start; they guard nothing but test data on loopback.
 pub(crate) const REGION: &str = "garage";
@@ -102,11 +102,19 @@ impl Garage {
             rpc,
             admin,
         };
-        garage
-            .process
-            .ready("Garage to run", STARTS_WITHIN, async || node.runs().await)
-            .await?;
+        garage.wait_until_running().await?;
         Ok(garage)
+    }
+
+    /// Waits until it can be told about the other zones, after it was started again.
+    ///
+    /// # Errors
+    /// As [`Process::ready`].
+    pub(crate) async fn wait_until_running(&mut self) -> Result<()> {
+        let node = self.node();
+        self.process
+            .ready("Garage to run", STARTS_WITHIN, async || node.runs().await)
+            .await
     }
 
     /// Waits until it answers, after it was started again.

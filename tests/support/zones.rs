@@ -7,9 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::garage::{
-    ACCESS_KEY_ID, BUCKET, SECRET_ACCESS_KEY, ask, install_lifecycle, is_healthy,
-};
+use super::garage::{ACCESS_KEY_ID, BUCKET, SECRET_ACCESS_KEY, ask, install_lifecycle, is_healthy};
 use super::settings::replace_text;
 use super::{tools, wait};
 
@@ -103,20 +101,26 @@ pub(crate) async fn form(nodes: &[Node]) -> Result<()> {
         peers.push(format!("{id}@127.0.0.1:{}", node.rpc));
         roles.push(json!({"id": id, "zone": zone, "capacity": CAPACITY, "tags": []}));
     }
-    connect(first, &peers[1..]).await?;
+    for node in nodes {
+        connect(node.admin, &peers).await?;
+    }
     let layout = ask(first, "GetClusterLayout", None).await?;
     if layout["version"] == 0 {
         ask(first, "UpdateClusterLayout", Some(json!({"roles": roles}))).await?;
         ask(first, "ApplyClusterLayout", Some(json!({"version": 1}))).await?;
     }
     for node in nodes {
-        wait::until("every zone's node to be healthy", FORMS_WITHIN, async || {
-            is_healthy(node.admin).await
-                && node
-                    .connected()
-                    .await
-                    .is_ok_and(|up| up == nodes.len() as u64)
-        })
+        wait::until(
+            "every zone's node to be healthy",
+            FORMS_WITHIN,
+            async || {
+                is_healthy(node.admin).await
+                    && node
+                        .connected()
+                        .await
+                        .is_ok_and(|up| up == nodes.len() as u64)
+            },
+        )
         .await?;
     }
     let key = (ACCESS_KEY_ID, SECRET_ACCESS_KEY);
