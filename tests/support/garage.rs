@@ -24,6 +24,9 @@ pub(crate) const ACCESS_KEY_ID: &str = "GK6166746572696d6167650001";
 pub(crate) const SECRET_ACCESS_KEY: &str =
     "6166746572696d616765206465762073746f7265206b6579206e6f7468696e67";
 
+/// Both, as those take them who sign.
+pub(crate) const KEY: (&str, &str) = (ACCESS_KEY_ID, SECRET_ACCESS_KEY);
+
 const RPC_SECRET: &str = "6166746572696d616765206465762072706320736563726574206e6f7468696e";
 const ADMIN_TOKEN: &str = "afterimage-dev";
 const STARTS_WITHIN: Duration = Duration::from_secs(30);

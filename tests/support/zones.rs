@@ -7,12 +7,26 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::garage::{ACCESS_KEY_ID, BUCKET, SECRET_ACCESS_KEY, ask, install_lifecycle, is_healthy};
+use super::garage::{BUCKET, KEY, REGION, ask, install_lifecycle, is_healthy};
+use super::s3::Signer;
 use super::settings::replace_text;
 use super::{tools, wait};
 
 /// The zones of every such store.
 pub(crate) const ZONES: [&str; 3] = ["a", "b", "c"];
+
+/// The bucket of the images that imgproxy makes others of.
+const ORIGINALS: &str = "originals";
+
+/// The keys of those who may read and write [`ORIGINALS`]; they guard nothing but the project's photos on loopback.
+const READER: (&str, &str) = (
+    "GK6166746572696d6167650002",
+    "6166746572696d616765206465762072656164696e67206b6579206e6f746869",
+);
+const WRITER: (&str, &str) = (
+    "GK6166746572696d6167650003",
+    "6166746572696d61676520646576207772697465206b6579206e6f7468696e67",
+);
 
 const FORMS_WITHIN: Duration = Duration::from_secs(30);
 
@@ -123,10 +137,40 @@ pub(crate) async fn form(nodes: &[Node]) -> Result<()> {
         )
         .await?;
     }
-    let key = (ACCESS_KEY_ID, SECRET_ACCESS_KEY);
-    let permissions = json!({"read": true, "write": true, "owner": true});
-    allow(first, BUCKET, key, permissions).await?;
+    let everything = json!({"read": true, "write": true, "owner": true});
+    allow(first, BUCKET, KEY, everything).await?;
     install_lifecycle(first).await
+}
+
+/// Puts the project's photos into a bucket of their own, [`ORIGINALS`], for an imgproxy that is told of it by
+/// [`imgproxy_variables`].
+///
+/// # Errors
+/// When Garage refuses.
+pub(crate) async fn put_originals(node: Node) -> Result<()> {
+    allow(node.admin, ORIGINALS, READER, json!({"read": true})).await?;
+    allow(node.admin, ORIGINALS, WRITER, json!({"write": true})).await?;
+    let signer = Signer::new(&node.endpoint(), ORIGINALS, WRITER);
+    for photo in std::fs::read_dir(tools::project().join("tests/photos"))? {
+        let path = photo?.path();
+        let name = path.file_name().and_then(|name| name.to_str());
+        let url = signer.put(name.context("a name in UTF-8")?).await?;
+        let put = reqwest::Client::new().put(url).body(std::fs::read(&path)?);
+        put.send().await?.error_for_status()?;
+    }
+    Ok(())
+}
+
+/// What imgproxy is told in order to read [`ORIGINALS`].
+pub(crate) fn imgproxy_variables(node: Node) -> [(&'static str, String); 6] {
+    [
+        ("IMGPROXY_USE_S3", "true".into()),
+        ("IMGPROXY_S3_ENDPOINT", node.endpoint()),
+        ("IMGPROXY_S3_REGION", REGION.into()),
+        ("IMGPROXY_S3_ALLOWED_BUCKETS", ORIGINALS.into()),
+        ("AWS_ACCESS_KEY_ID", READER.0.into()),
+        ("AWS_SECRET_ACCESS_KEY", READER.1.into()),
+    ]
 }
 
 /// The reference configuration of a zone's node.
