@@ -65,7 +65,7 @@ impl Node {
                 format!("api_bind_addr = \"127.0.0.1:{s3}\""),
             ),
             (
-                r#"api_bind_addr = "127.0.0.1:3903""#,
+                r#"api_bind_addr = "0.0.0.0:3903""#,
                 format!("api_bind_addr = \"127.0.0.1:{admin}\""),
             ),
         ] {
@@ -153,6 +153,9 @@ pub(crate) async fn put_originals(node: Node) -> Result<()> {
     let signer = Signer::new(&node.endpoint(), ORIGINALS, WRITER);
     for photo in std::fs::read_dir(tools::project().join("tests/photos"))? {
         let path = photo?.path();
+        if path.extension().is_some_and(|extension| extension == "md") {
+            continue;
+        }
         let name = path.file_name().and_then(|name| name.to_str());
         let url = signer.put(name.context("a name in UTF-8")?).await?;
         let put = reqwest::Client::new().put(url).body(std::fs::read(&path)?);
