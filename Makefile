@@ -1,6 +1,6 @@
 # What developers and CI call. `make` alone tells what there is.
 
-# Where the development stack keeps its images: local (a directory) or garage (a real S3 store).
+# Where the development stack keeps its images: local (a directory), garage (a real S3 store) or garage-geo (one in three zones).
 STORE ?= local
 
 # How long each fuzz target runs.
@@ -29,7 +29,7 @@ tools: ## installs every real component (Envoy, Garage, imgproxy's stand-in), on
 build: ## the release binary, target/release/afterimage
 	$(BUILD)
 
-up: build tools-up ## starts the stack and shows a miss and a hit; STORE=garage for a real S3 store
+up: build tools-up ## starts the stack and shows a miss and a hit; STORE=garage for a real S3 store, garage-geo for three zones
 	@$(DEV) up --store $(STORE)
 
 down: ## ends the stack
@@ -91,7 +91,7 @@ tools-bench:
 	@tests/tools.sh envoy garage $(STAND_IN)
 
 tools-up:
-	@tests/tools.sh envoy $(STAND_IN) $(filter garage,$(STORE))
+	@tests/tools.sh envoy $(STAND_IN) $(if $(findstring garage,$(STORE)),garage)
 
 # The stand-in is held against the recordings whatever imgproxy the other tests run with.
 tools-test:

@@ -17,12 +17,14 @@ use tokio::net::UnixStream;
 use super::load::{Expected, Load, Paths, Until};
 use super::nginx::{self, Nginx};
 use super::node::NodeProxy;
-use super::s3::{Signer, unused_key};
+use super::s3::unused_key;
 use super::support::envoy;
+use super::support::garage::{self, BUCKET};
 use super::support::launch::Launch;
 use super::support::metrics::Metrics;
 use super::support::ports::Port;
 use super::support::process::Process;
+use super::support::s3::Signer;
 use super::support::stack::{Builder, Stack, Store};
 use super::urls::{Images, KEY, SALT};
 use super::usage::{self, Part};
@@ -491,7 +493,7 @@ async fn local_store() -> Result<Running> {
 }
 
 async fn garage_itself(garage: &Garage) -> Result<Running> {
-    let signer = Signer::new(&garage.endpoint);
+    let signer = Signer::new(&garage.endpoint, BUCKET, garage::KEY);
     let mut running = Running::new(garage.address()?, garage.part());
     for number in 0..64 {
         let path = signer.get(&unused_key(number).object_name()).await?;

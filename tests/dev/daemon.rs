@@ -27,10 +27,19 @@ pub(crate) struct Component {
     pub(crate) config: Option<PathBuf>,
     /// The loopback ports it takes.
     pub(crate) ports: Vec<u16>,
-    /// Answers 200 when it is healthy.
-    pub(crate) health: String,
+    /// How we see that it is healthy.
+    pub(crate) health: Health,
     /// What the user is told about it.
     pub(crate) shown: String,
+}
+
+/// A URL that tells whether a component is healthy.
+#[derive(Debug)]
+pub(crate) enum Health {
+    /// By answering 200.
+    Ok(String),
+    /// By answering.
+    Answers(String),
 }
 
 impl Component {
@@ -41,7 +50,10 @@ impl Component {
 
     /// Is it healthy now?
     pub(crate) async fn is_healthy(&self) -> bool {
-        is_healthy(&self.health).await
+        match &self.health {
+            Health::Ok(url) => is_healthy(url).await,
+            Health::Answers(url) => reqwest::get(url).await.is_ok(),
+        }
     }
 
     /// Is it healthy, or becomes so within this time?

@@ -5,6 +5,7 @@
 
 mod daemon;
 mod demo;
+mod geo;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -15,7 +16,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
 
-use daemon::{Component, Daemon};
+use daemon::{Component, Daemon, Health};
 use support::ports::loopback;
 use support::{afterimage, envoy, garage, imgproxy, ports, tools};
 
@@ -42,10 +43,28 @@ enum Store {
     Local,
     /// A Garage of its own, data in run/garage.
     Garage,
+    /// Three zones with a Garage in each, data in run/zone-a, run/zone-b and run/zone-c.
+    GarageGeo,
 }
 
 /// All parts there are, in the order in which they are started.
-const PARTS: [&str; 4] = ["garage", "imgproxy", "afterimage", "envoy"];
+const PARTS: [&str; 13] = [
+    "garage",
+    "garage-a",
+    "garage-b",
+    "garage-c",
+    "imgproxy",
+    "afterimage",
+    "afterimage-a",
+    "afterimage-b",
+    "afterimage-c",
+    "envoy",
+    "envoy-a",
+    "envoy-b",
+    "envoy-c",
+];
+
+const BASE_URL: &str = "http://127.0.0.1:10000";
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
@@ -65,16 +84,32 @@ async fn main() -> ExitCode {
 async fn up(store: Store) -> Result<()> {
     let run = run_directory()?;
     let _alone = daemon::lock(&run)?;
-    let components = components(store)?;
+    let program = imgproxy::Program::find()?;
+    let components = match store {
+        Store::Local | Store::Garage => components(store, &program)?,
+        Store::GarageGeo => geo::components(&run, &program)?,
+    };
     for unwanted in PARTS.iter().filter(|name| !has(&components, name)) {
         Daemon::stop(&run, unwanted).await?;
     }
     start(&run, &components).await?;
-    if store == Store::Garage {
-        garage::install_lifecycle(3903).await?;
+    let mut again = vec![BASE_URL.to_owned()];
+    let mut source = "local:///coffee.png";
+    match store {
+        Store::Local => {}
+        Store::Garage => garage::install_lifecycle(3903).await?,
+        Store::GarageGeo => {
+            geo::form(&run, &program).await?;
+            println!();
+            geo::print(&run);
+            again = geo::base_urls(&run);
+            if program.is_real() {
+                source = "s3://originals/coffee.png";
+            }
+        }
     }
     println!();
-    demo::show("http://127.0.0.1:10000").await?;
+    demo::show(BASE_URL, &again, source).await?;
     println!("Output is in run/*.log; `make down` ends the stack.");
     Ok(())
 }
@@ -85,7 +120,7 @@ async fn down() -> Result<()> {
     let mut any = false;
     for name in PARTS.iter().rev() {
         if Daemon::stop(&run, name).await? {
-            println!("{name:<10}  stopped");
+            println!("{name:<12}  stopped");
             any = true;
         }
     }
@@ -103,7 +138,7 @@ async fn start(run: &Path, components: &[Component]) -> Result<()> {
         let keeps = found.as_ref().is_some_and(|daemon| daemon.runs(component))
             && component.is_healthy_within(STILL_HEALTHY_WITHIN).await;
         if keeps {
-            println!("{:<10}  kept       {}", component.name(), component.shown);
+            println!("{:<12}  kept       {}", component.name(), component.shown);
         } else {
             if found.is_none() {
                 require_ports(component)?;
@@ -124,7 +159,7 @@ async fn start(run: &Path, components: &[Component]) -> Result<()> {
             }
             return Err(error);
         }
-        println!("{:<10}  started    {}", component.name(), component.shown);
+        println!("{:<12}  started    {}", component.name(), component.shown);
     }
     Ok(())
 }
@@ -167,7 +202,7 @@ fn has(components: &[Component], name: &str) -> bool {
 }
 
 /// The parts of the stack with this store, in the order in which they are started.
-fn components(store: Store) -> Result<Vec<Component>> {
+fn components(store: Store, program: &imgproxy::Program) -> Result<Vec<Component>> {
     let project = tools::project();
     let mut components = Vec::new();
 
@@ -177,36 +212,28 @@ fn components(store: Store) -> Result<Vec<Component>> {
             launch: garage::launch(project, &config)?,
             config: Some(config),
             ports: vec![3900, 3901, 3903],
-            health: "http://127.0.0.1:3903/health".into(),
+            health: Health::Ok("http://127.0.0.1:3903/health".into()),
             shown: "S3 on http://127.0.0.1:3900".into(),
         });
     }
 
-    let program = imgproxy::Program::find()?;
-    components.push(Component {
-        launch: program
-            .launch(project, loopback(8080))
-            .env("IMGPROXY_AUTO_WEBP", "true")
-            .env("IMGPROXY_AUTO_AVIF", "true"),
-        config: None,
-        ports: vec![8080],
-        health: "http://127.0.0.1:8080/health".into(),
-        shown: format!("http://127.0.0.1:8080 ({program})"),
-    });
+    components.push(imgproxy(program));
 
     let config = project.join("envoy/afterimage.yaml");
     let launch = afterimage::launch(&afterimage::binary()?, project, &config);
     components.push(Component {
-        launch: match store {
-            Store::Local => launch,
-            Store::Garage => afterimage::s3_overrides(launch),
+        launch: if store == Store::Local {
+            launch
+        } else {
+            afterimage::s3_overrides(launch)
         },
         config: Some(config),
         ports: vec![9911],
-        health: "http://127.0.0.1:9911/readyz".into(),
-        shown: match store {
-            Store::Local => "http://127.0.0.1:9911/metrics (store: run/store)".into(),
-            Store::Garage => "http://127.0.0.1:9911/metrics (store: Garage)".into(),
+        health: Health::Ok("http://127.0.0.1:9911/readyz".into()),
+        shown: if store == Store::Local {
+            "http://127.0.0.1:9911/metrics (store: run/store)".into()
+        } else {
+            "http://127.0.0.1:9911/metrics (store: Garage)".into()
         },
     });
 
@@ -215,10 +242,23 @@ fn components(store: Store) -> Result<Vec<Component>> {
         launch: envoy::launch(project, &config)?,
         config: Some(config),
         ports: vec![10000, 9901],
-        health: "http://127.0.0.1:9901/ready".into(),
+        health: Health::Ok("http://127.0.0.1:9901/ready".into()),
         shown: "http://127.0.0.1:10000 (admin: http://127.0.0.1:9901)".into(),
     });
     Ok(components)
+}
+
+fn imgproxy(program: &imgproxy::Program) -> Component {
+    Component {
+        launch: program
+            .launch(tools::project(), loopback(8080))
+            .env("IMGPROXY_AUTO_WEBP", "true")
+            .env("IMGPROXY_AUTO_AVIF", "true"),
+        config: None,
+        ports: vec![8080],
+        health: Health::Ok("http://127.0.0.1:8080/health".into()),
+        shown: format!("http://127.0.0.1:8080 ({program})"),
+    }
 }
 
 fn run_directory() -> Result<PathBuf> {

@@ -20,6 +20,8 @@ mod conversation;
 mod failures;
 // One Garage on free ports.
 mod garage;
+// One store in three zones.
+mod geo;
 // The test harness itself.
 mod harness;
 // Hits of every size and shape.

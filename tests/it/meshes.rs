@@ -459,6 +459,33 @@ fn what_is_translated_is_what_the_files_say() -> Result<()> {
             "translated-gateway.yaml",
             &["gateway.yaml", "gateway-routes.yaml", "sidecar.yaml"],
         ),
+        (
+            "gateway",
+            "../../tests/manifests/protected/translated-gateway.yaml",
+            &[
+                "platform.yaml",
+                "routes.yaml",
+                "../../tests/manifests/protected/gateway.yaml",
+            ],
+        ),
+        (
+            "istio",
+            "../../tests/manifests/protected/translated-istio-sidecar.yaml",
+            &[
+                "sidecar.yaml",
+                "../../tests/manifests/protected/istio-sidecar.yaml",
+            ],
+        ),
+        (
+            "istio",
+            "../../tests/manifests/protected/translated-istio-gateway.yaml",
+            &[
+                "gateway.yaml",
+                "gateway-routes.yaml",
+                "sidecar.yaml",
+                "../../tests/manifests/protected/istio-gateway.yaml",
+            ],
+        ),
     ] {
         let dir = tools::project().join("envoy").join(dir);
         let mut text = String::new();
@@ -480,6 +507,50 @@ fn what_is_translated_is_what_the_files_say() -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// A hit ends where Afterimage's filter is: what comes after it, a hit passes by.
+#[test]
+fn whatever_decides_about_a_request_comes_before_afterimage() -> Result<()> {
+    for (translated, also) in [
+        (
+            "gateway",
+            &["cors", "local_ratelimit", "compressor.gzip"][..],
+        ),
+        ("istio-sidecar", &["cors", "fault"]),
+        ("istio-gateway", &["cors", "fault"]),
+    ] {
+        let file = format!("tests/manifests/protected/translated-{translated}.yaml");
+        let envoy = settings::read(&tools::project().join(file))?;
+        let mut chains = Vec::new();
+        filter_names(&envoy, &mut chains);
+        assert!(!chains.is_empty(), "{translated}");
+        for names in chains {
+            let before = names.iter().position(|name| name.starts_with("ext_proc"));
+            let before = &names[..before.context("the external processor")?];
+            for needed in ["jwt_authn", "rbac"].iter().chain(also) {
+                assert!(before.contains(needed), "{translated}: {names:?}");
+            }
+            assert_eq!(names[before.len() + 1..], ["router"], "{translated}");
+        }
+    }
+    Ok(())
+}
+
+/// What comes after `envoy.filters.http.` in the names of each chain's filters.
+fn filter_names<'v>(value: &'v Value, found: &mut Vec<Vec<&'v str>>) {
+    match value {
+        Value::Object(fields) => {
+            if let Some(filters) = fields.get("httpFilters").and_then(Value::as_array) {
+                let names = filters.iter().filter_map(|filter| filter["name"].as_str());
+                let names = names.map(|name| name.trim_start_matches("envoy.filters.http."));
+                found.push(names.collect());
+            }
+            fields.values().for_each(|inner| filter_names(inner, found));
+        }
+        Value::Array(items) => items.iter().for_each(|inner| filter_names(inner, found)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
 }
 
 /// A pod with a proxy and Afterimage in it.

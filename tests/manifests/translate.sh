@@ -20,8 +20,15 @@ translated() {
   } >"$out"
 }
 
+protected=../../tests/manifests/protected
 cd envoy/gateway
 translated translated.yaml "Envoy Gateway" gateway-translate "" platform.yaml routes.yaml
+translated "$protected/translated-gateway.yaml" "Envoy Gateway" gateway-translate "" platform.yaml routes.yaml \
+  "$protected/gateway.yaml"
 cd ../istio
 translated translated-sidecar.yaml Istio istio-translate shop/imgproxy sidecar.yaml
 translated translated-gateway.yaml Istio istio-translate gateways/images-gateway gateway.yaml gateway-routes.yaml sidecar.yaml
+translated "$protected/translated-istio-sidecar.yaml" Istio istio-translate shop/imgproxy sidecar.yaml \
+  "$protected/istio-sidecar.yaml"
+translated "$protected/translated-istio-gateway.yaml" Istio istio-translate gateways/images-gateway gateway.yaml \
+  gateway-routes.yaml sidecar.yaml "$protected/istio-gateway.yaml"

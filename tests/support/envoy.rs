@@ -142,6 +142,14 @@ impl Bootstrap {
         Ok(())
     }
 
+    /// Writes it to a file.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub(crate) fn write(&self, path: &Path) -> Result<()> {
+        settings::write(&self.0, path)
+    }
+
     /// All of it, for what has no method of its own.
     pub(crate) fn whole(&mut self) -> &mut Value {
         &mut self.0
@@ -190,7 +198,7 @@ impl Envoy {
         let (public, admin) = (Port::free()?, Port::free()?);
         bootstrap.listen_on(public.number(), admin.number())?;
         let config = dir.join("envoy.json");
-        settings::write(&bootstrap.0, &config)?;
+        bootstrap.write(&config)?;
         let launch = launch(dir, &config)?.args(["--concurrency", "1"]);
         let mut envoy = Self {
             process: Process::start(launch, dir)?,

@@ -1,9 +1,10 @@
-//! One Garage node with a bucket, a key and the lifecycle rules of the reference set-up.
+//! A Garage node with a bucket, a key and the lifecycle rules of the reference set-up. Several of them: `zones`.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use reqwest::StatusCode;
 use serde_json::Value;
 
 use super::launch::Launch;
@@ -11,6 +12,7 @@ use super::ports::Port;
 use super::process::Process;
 use super::settings::replace_text;
 use super::tools;
+use super::zones::Node;
 
 /// The region, bucket and credentials of every Garage we start; they guard nothing but test data on loopback.
 pub(crate) const REGION: &str = "garage";
@@ -21,6 +23,9 @@ pub(crate) const ACCESS_KEY_ID: &str = "GK6166746572696d6167650001";
 /// See [`REGION`].
 pub(crate) const SECRET_ACCESS_KEY: &str =
     "6166746572696d616765206465762073746f7265206b6579206e6f7468696e67";
+
+/// Both, as those take them who sign.
+pub(crate) const KEY: (&str, &str) = (ACCESS_KEY_ID, SECRET_ACCESS_KEY);
 
 const RPC_SECRET: &str = "6166746572696d616765206465762072706320736563726574206e6f7468696e";
 const ADMIN_TOKEN: &str = "afterimage-dev";
@@ -41,8 +46,9 @@ pub(crate) struct Garage {
     /// The process, to be frozen, killed and started again.
     pub(crate) process: Process,
     endpoint: String,
+    s3: Port,
+    rpc: Port,
     admin: Port,
-    _ports: [Port; 2],
 }
 
 impl Garage {
@@ -70,12 +76,48 @@ impl Garage {
         let mut garage = Self {
             process: Process::start(launch(dir, &config)?, dir)?,
             endpoint,
+            s3,
+            rpc,
             admin,
-            _ports: [s3, rpc],
         };
         garage.wait_until_ready().await?;
         install_lifecycle(garage.admin.number()).await?;
         Ok(garage)
+    }
+
+    /// Starts a node in `dir` that is to be one of several, and waits until it can be told so.
+    ///
+    /// # Errors
+    /// As [`Garage::start`].
+    pub(crate) async fn start_in_zone(dir: &Path) -> Result<Self> {
+        let (s3, rpc, admin) = (Port::free()?, Port::free()?, Port::free()?);
+        let node = Node {
+            s3: s3.number(),
+            rpc: rpc.number(),
+            admin: admin.number(),
+        };
+        let config = dir.join("garage.toml");
+        std::fs::write(&config, node.config()?)?;
+        let mut garage = Self {
+            process: Process::start(launch_in_zone(dir, &config)?, dir)?,
+            endpoint: node.endpoint(),
+            s3,
+            rpc,
+            admin,
+        };
+        garage.wait_until_running().await?;
+        Ok(garage)
+    }
+
+    /// Waits until it can be told about the other zones, after it was started again.
+    ///
+    /// # Errors
+    /// As [`Process::ready`].
+    pub(crate) async fn wait_until_running(&mut self) -> Result<()> {
+        let node = self.node();
+        self.process
+            .ready("Garage to run", STARTS_WITHIN, async || node.runs().await)
+            .await
     }
 
     /// Waits until it answers, after it was started again.
@@ -103,23 +145,40 @@ impl Garage {
     pub(crate) async fn bucket(&self) -> Result<Value> {
         bucket(self.admin.number()).await
     }
+
+    /// Where it listens.
+    pub(crate) fn node(&self) -> Node {
+        Node {
+            s3: self.s3.number(),
+            rpc: self.rpc.number(),
+            admin: self.admin.number(),
+        }
+    }
 }
 
-/// How Garage is started with this configuration file, from `dir`.
+/// How Garage is started with this configuration file, from `dir`, as the only node.
 ///
 /// # Errors
 /// When it is not installed.
 pub(crate) fn launch(dir: &Path, config: &Path) -> Result<Launch> {
+    Ok(launch_in_zone(dir, config)?
+        .args(["--single-node", "--default-bucket"])
+        .env("GARAGE_DEFAULT_BUCKET", BUCKET)
+        .env("GARAGE_DEFAULT_ACCESS_KEY", ACCESS_KEY_ID)
+        .env("GARAGE_DEFAULT_SECRET_KEY", SECRET_ACCESS_KEY))
+}
+
+/// The same as one node of several.
+///
+/// # Errors
+/// When it is not installed.
+pub(crate) fn launch_in_zone(dir: &Path, config: &Path) -> Result<Launch> {
     let config = config.display().to_string();
     Ok(
         Launch::new("garage", tools::path("garage")?, dir, "GARAGE_")
             .args(["-c", &config, "server"])
-            .args(["--single-node", "--default-bucket"])
             .env("GARAGE_RPC_SECRET", RPC_SECRET)
             .env("GARAGE_ADMIN_TOKEN", ADMIN_TOKEN)
-            .env("GARAGE_DEFAULT_BUCKET", BUCKET)
-            .env("GARAGE_DEFAULT_ACCESS_KEY", ACCESS_KEY_ID)
-            .env("GARAGE_DEFAULT_SECRET_KEY", SECRET_ACCESS_KEY)
             // At its default it logs every request.
             .env("RUST_LOG", "garage=warn,netapp=warn"),
     )
@@ -146,30 +205,38 @@ pub(crate) async fn install_lifecycle(admin_port: u16) -> Result<()> {
     let rules = std::fs::read_to_string(tools::project().join("envoy/garage-lifecycle.json"))?;
     let found = bucket(admin_port).await?;
     let id = found["id"].as_str().context("a bucket has an id")?;
-    let url = format!("http://127.0.0.1:{admin_port}/v2/UpdateBucket?id={id}");
-    let answer = reqwest::Client::new()
-        .post(url)
-        .bearer_auth(ADMIN_TOKEN)
-        .body(rules)
-        .send()
-        .await?;
-    let (status, text) = (answer.status(), answer.text().await?);
-    ensure!(
-        status.is_success(),
-        "Garage refuses the lifecycle rules: {status} {text}"
-    );
+    let operation = format!("UpdateBucket?id={id}");
+    ask(admin_port, &operation, Some(serde_json::from_str(&rules)?)).await?;
     Ok(())
 }
 
+/// Does an operation of the admin API, with this body or without one. What exists already is left as it is: the answer is
+/// null then.
+///
+/// # Errors
+/// When Garage refuses.
+pub(crate) async fn ask(admin_port: u16, operation: &str, body: Option<Value>) -> Result<Value> {
+    let url = format!("http://127.0.0.1:{admin_port}/v2/{operation}");
+    let client = reqwest::Client::new();
+    let request = match body {
+        Some(body) => client.post(url).body(body.to_string()),
+        None => client.get(url),
+    };
+    let answer = request.bearer_auth(ADMIN_TOKEN).send().await?;
+    let (status, text) = (answer.status(), answer.text().await?);
+    if status == StatusCode::CONFLICT {
+        return Ok(Value::Null);
+    }
+    ensure!(
+        status.is_success(),
+        "Garage refuses {operation}: {status} {text}"
+    );
+    Ok(serde_json::from_str(&text)?)
+}
+
 async fn bucket(admin_port: u16) -> Result<Value> {
-    let url = format!("http://127.0.0.1:{admin_port}/v2/GetBucketInfo?globalAlias={BUCKET}");
-    let answer = reqwest::Client::new()
-        .get(url)
-        .bearer_auth(ADMIN_TOKEN)
-        .send()
-        .await?
-        .error_for_status()?;
-    Ok(serde_json::from_str(&answer.text().await?)?)
+    let operation = format!("GetBucketInfo?globalAlias={BUCKET}");
+    ask(admin_port, &operation, None).await
 }
 
 fn rendered(s3_bind: &str, rpc_port: u16, admin_port: u16) -> Result<String> {

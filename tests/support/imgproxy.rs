@@ -52,6 +52,11 @@ impl Program {
         Ok(Self::StandIn { python })
     }
 
+    /// Is it imgproxy itself, not the stand-in?
+    pub(crate) fn is_real(&self) -> bool {
+        !matches!(self, Self::StandIn { .. })
+    }
+
     /// How it is started, from `dir`, to serve the project's photos as `local:///NAME`.
     pub(crate) fn launch(&self, dir: &Path, bind: SocketAddr) -> Launch {
         let without = "IMGPROXY";
@@ -105,7 +110,7 @@ impl Imgproxy {
         );
         let mut imgproxy = Self {
             process: Process::start(launch, dir)?,
-            is_real: !matches!(program, Program::StandIn { .. }),
+            is_real: program.is_real(),
             port,
         };
         let prefix = env

@@ -34,6 +34,12 @@ impl Launch {
         }
     }
 
+    /// The same under another name.
+    pub(crate) fn called(mut self, name: &'static str) -> Self {
+        self.name = name;
+        self
+    }
+
     /// Adds arguments.
     pub(crate) fn args<S: Into<String>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
         self.args.extend(args.into_iter().map(Into::into));

@@ -6,7 +6,9 @@
 //! ```text
 //! stack ── ties them together for a test
 //!   ├─ afterimage, envoy, imgproxy, garage   how each is configured, started, and known to be ready
+//!   ├─ zones                                 several Garages as one store
 //!   ├─ client, metrics, fate                 asks, reads the answers, and knows what became of them
+//!   ├─ s3                                    signs requests to a Garage
 //!   └─ origin                                a scripted upstream in imgproxy's place
 //! launch (what to run) ─ process (a running child) ─ ports, wait, tools
 //! ```
@@ -27,7 +29,9 @@ pub(crate) mod metrics;
 pub(crate) mod origin;
 pub(crate) mod ports;
 pub(crate) mod process;
+pub(crate) mod s3;
 pub(crate) mod settings;
 pub(crate) mod stack;
 pub(crate) mod tools;
 pub(crate) mod wait;
+pub(crate) mod zones;

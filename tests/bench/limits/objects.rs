@@ -10,7 +10,9 @@ use super::super::claims::Claim;
 use super::super::load::Paths;
 use super::super::measure::{Sample, measure_paths};
 use super::super::plan::{Cell, MEDIUM, Pace, Work};
-use super::super::s3::{Signer, unused_key};
+use super::super::s3::unused_key;
+use super::super::support::garage::{self, BUCKET};
+use super::super::support::s3::Signer;
 use super::super::support::stack::Store;
 use super::super::systems::{MEMORY_OFF, Running, Setup, afterimage, fill};
 use super::super::urls::Images;
@@ -98,7 +100,7 @@ fn hit() -> Vec<String> {
 
 async fn add_others(running: &Running, count: u64) -> Result<()> {
     let garage = running.garage.as_ref().context("it has a Garage")?;
-    let signer = Signer::new(&garage.endpoint);
+    let signer = Signer::new(&garage.endpoint, BUCKET, garage::KEY);
     let http = reqwest::Client::builder().no_proxy().build()?;
     stream::iter(0..count)
         .map(async |number| {
