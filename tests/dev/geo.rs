@@ -67,8 +67,8 @@ pub(crate) fn base_urls(run: &Path) -> Vec<String> {
 /// Prints where everything is.
 pub(crate) fn print(run: &Path) {
     println!(
-        "{:<6}{:<24}{:<32}{}",
-        "zone", "Envoy", "Afterimage", "Garage (S3)"
+        "{:<6}{:<24}{:<32}Garage (S3)",
+        "zone", "Envoy", "Afterimage"
     );
     for (zone, name) in zones(run).iter().zip(ZONES) {
         let metrics = format!("http://127.0.0.1:{}/metrics", zone.afterimage_admin);
