@@ -47,6 +47,19 @@ impl Garage {
         }
     }
 
+    /// Makes another bucket, and gives its name.
+    pub(crate) async fn second_bucket(&self) -> String {
+        let name = "afterimage-2";
+        self.node.add_bucket(name).await.unwrap();
+        name.to_owned()
+    }
+
+    /// Objects in this bucket.
+    pub(crate) async fn objects_in(&self, bucket: &str) -> u64 {
+        let info = self.node.bucket_named(bucket).await.unwrap();
+        info["objects"].as_u64().unwrap()
+    }
+
     /// Objects and unfinished uploads in the bucket.
     pub(crate) async fn contents(&self) -> (u64, u64) {
         let info = self.node.bucket().await.unwrap();

@@ -10,6 +10,8 @@ mod support;
 
 // The bucket of a Garage as somebody else sees it.
 mod bucket;
+// Entries spread over several buckets.
+mod buckets;
 // What is cached, and what must not be, through real Envoy.
 mod caching;
 // Many requests for the same at once.

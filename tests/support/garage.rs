@@ -143,7 +143,32 @@ impl Garage {
     /// # Errors
     /// When the admin API does not answer.
     pub(crate) async fn bucket(&self) -> Result<Value> {
-        bucket(self.admin.number()).await
+        bucket(self.admin.number(), BUCKET).await
+    }
+
+    /// The same of another one.
+    ///
+    /// # Errors
+    /// When the admin API does not answer, or there is no such bucket.
+    pub(crate) async fn bucket_named(&self, name: &str) -> Result<Value> {
+        bucket(self.admin.number(), name).await
+    }
+
+    /// Makes another bucket, for the same key.
+    ///
+    /// # Errors
+    /// When the admin API refuses.
+    pub(crate) async fn add_bucket(&self, name: &str) -> Result<()> {
+        let port = self.admin.number();
+        let bucket = serde_json::json!({ "globalAlias": name });
+        let made = ask(port, "CreateBucket", Some(bucket)).await?;
+        let allowed = serde_json::json!({
+            "bucketId": made["id"],
+            "accessKeyId": ACCESS_KEY_ID,
+            "permissions": { "read": true, "write": true, "owner": true },
+        });
+        ask(port, "AllowBucketKey", Some(allowed)).await?;
+        Ok(())
     }
 
     /// Where it listens.
@@ -203,7 +228,7 @@ pub(crate) async fn is_healthy(admin_port: u16) -> bool {
 /// When the admin API refuses.
 pub(crate) async fn install_lifecycle(admin_port: u16) -> Result<()> {
     let rules = std::fs::read_to_string(tools::project().join("envoy/garage-lifecycle.json"))?;
-    let found = bucket(admin_port).await?;
+    let found = bucket(admin_port, BUCKET).await?;
     let id = found["id"].as_str().context("a bucket has an id")?;
     let operation = format!("UpdateBucket?id={id}");
     ask(admin_port, &operation, Some(serde_json::from_str(&rules)?)).await?;
@@ -234,8 +259,8 @@ pub(crate) async fn ask(admin_port: u16, operation: &str, body: Option<Value>) -
     Ok(serde_json::from_str(&text)?)
 }
 
-async fn bucket(admin_port: u16) -> Result<Value> {
-    let operation = format!("GetBucketInfo?globalAlias={BUCKET}");
+async fn bucket(admin_port: u16, name: &str) -> Result<Value> {
+    let operation = format!("GetBucketInfo?globalAlias={name}");
     ask(admin_port, &operation, None).await
 }
 
