@@ -37,8 +37,9 @@ pub(super) struct Conversation {
     claim: Option<Claim>,
     /// Others may wait for this request.
     lead: Option<Lead>,
-    /// What this request waits for, or has waited for: held until the conversation is over.
+    /// What this request is going to wait for.
     follow: Option<Follow>,
+    /// What it has waited for: held until the conversation is over.
     followed: Option<Followed>,
     /// Since when the request waits for others; Envoy was told once.
     waiting: Option<Stopwatch>,
@@ -431,9 +432,8 @@ impl Conversation {
         let report = session.report();
         match (&reply, report) {
             (Reply::Pass(passed), _) => self.refuse_followers(passed.alone),
-            (Reply::Hit(_), Report::Stale | Report::Miss { .. }) => {
-                self.refuse_followers(Duration::ZERO);
-            }
+            // It is as stale for the others.
+            (Reply::Hit(_), Report::Stale) => self.refuse_followers(Duration::ZERO),
             (Reply::Hit(_), _) => {
                 if let Some(lead) = self.lead.take() {
                     lead.stored(None);

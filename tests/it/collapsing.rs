@@ -170,28 +170,33 @@ async fn a_herd_on_a_large_stale_entry_is_one_request_of_our_own() -> Result<()>
         .policies(&policies)
         .start()
         .await?;
-    let body = png(3 * MIB);
+    let (old, new) = (png(3 * MIB), png(4 * MIB));
     let tag = "\"v1\"";
-    origin.respond("/a", script(&body, "max-age=0").header("etag", tag));
-    assert!(stack.get("/a").await?.body == body);
-    is_quiet(&stack).await?;
-    let gate = Gate::closed();
     let unchanged = Script::status(304)
         .header("etag", tag)
         .header("cache-control", "max-age=3600");
-    origin.respond("/a", unchanged.wait_before_head(&gate));
-    let running = ask(&stack, "/a", 10)?;
-    following_reach(&stack, 9).await?;
-    gate.open();
-    let answers = answers(running).await?;
-    assert!(
-        answers
-            .iter()
-            .all(|answer| answer.status == 200 && answer.body == body)
-    );
-    assert_eq!(with_status(&answers, COLLAPSED), 9);
-    let seen = origin.requests_for("/a");
-    assert!(seen.len() == 2 && is_ours(&seen[1]), "{seen:?}");
+    let mut waited = 0.0;
+    for (path, answer, expected) in [("/304", unchanged, &old), ("/200", storable(&new), &new)] {
+        origin.respond(path, script(&old, "max-age=0").header("etag", tag));
+        assert!(stack.get(path).await?.body == old);
+        is_quiet(&stack).await?;
+        let gate = Gate::closed();
+        origin.respond(path, answer.wait_before_head(&gate));
+        let running = ask(&stack, path, 10)?;
+        following_reach(&stack, 9).await?;
+        gate.open();
+        let answers = answers(running).await?;
+        assert!(
+            answers
+                .iter()
+                .all(|answer| answer.status == 200 && answer.body == *expected)
+        );
+        assert_eq!(with_status(&answers, COLLAPSED), 9);
+        let seen = origin.requests_for(path);
+        assert!(seen.len() == 2 && is_ours(&seen[1]), "{seen:?}");
+        waited += 9.0;
+        assert_eq!(followers(&stack.metrics().await?, "stored"), waited);
+    }
     Ok(())
 }
 
