@@ -393,14 +393,12 @@ impl Conversation {
             return Ok(());
         };
         let result = copying.step(&self.shared.fills, step);
-        match (copying.shown(), &self.lead) {
-            (Some(shown), Some(_)) => {
-                if let Some(lead) = self.lead.take() {
-                    lead.stored(Some(shown));
-                }
+        if let Some(shown) = copying.shown() {
+            if let Some(lead) = self.lead.take() {
+                lead.stored(Some(shown));
             }
-            (None, Some(_)) if !copying.is_held() => self.refuse_followers(Duration::ZERO),
-            (Some(_) | None, _) => {}
+        } else if !copying.is_held() {
+            self.refuse_followers(Duration::ZERO);
         }
         result
     }
