@@ -64,7 +64,7 @@ examples: tools-examples manifests $(NODE_MODULES) ## checks the files for meshe
 
 bench: tools-bench $(NODE_PROXY) ## Afterimage beside the floors and the peers, 15 minutes; QUICK=1 for 2
 	cargo build --release --bin afterimage --example bench
-	@$(BENCH) run $(if $(QUICK),--quick)
+	@$(BENCH) run $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
 bench-limits: tools-bench ## sizes, herds, memory and many objects, within 15 minutes; ONLY=herd for one
 	cargo build --release --bin afterimage --example bench

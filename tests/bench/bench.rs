@@ -42,7 +42,7 @@ use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 
 use measure::Sample;
-use plan::{Cell, Plan};
+use plan::{Cell, Plan, Work};
 use results::Results;
 use support::tools;
 use systems::{Setup, Systems};
@@ -61,6 +61,9 @@ enum Arguments {
         /// Only what the claims at 50 KB need, within 2 minutes.
         #[arg(long)]
         quick: bool,
+        /// This work only; all if it is not given.
+        #[arg(long, value_enum)]
+        only: Option<Work>,
     },
     /// Measures what is bounded rather than fast: sizes, herds, memory, many objects. Within 15 minutes.
     Limits {
@@ -78,7 +81,7 @@ enum Arguments {
 
 fn main() -> ExitCode {
     let done = match Arguments::parse() {
-        Arguments::Run { quick } => one_thread(until_signal(bench(quick))),
+        Arguments::Run { quick, only } => one_thread(until_signal(bench(quick, only))),
         Arguments::Limits { only } => one_thread(until_signal(limits(only))),
         Arguments::Upstream { listen } => one_thread(upstream::serve(listen)),
         Arguments::EmptyExtProc { socket, messages } => {
@@ -119,11 +122,14 @@ async fn until_signal(measuring: impl Future<Output = Result<()>>) -> Result<()>
     }
 }
 
-async fn bench(quick: bool) -> Result<()> {
+async fn bench(quick: bool, only: Option<Work>) -> Result<()> {
     prepare()?;
     let started = Stopwatch::start();
     let mut plan = if quick { Plan::quick() } else { Plan::full() };
     plan.without(&missing());
+    if let Some(work) = only {
+        plan.only(work);
+    }
     let samples = all_rounds(&plan, started).await?;
 
     let results = Results::new(&samples);

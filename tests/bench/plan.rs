@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use clap::ValueEnum;
+
 use super::systems::Setup;
 
 pub(crate) const SMALL: u64 = 4096;
@@ -9,7 +11,7 @@ pub(crate) const MEDIUM: u64 = 51_200;
 pub(crate) const LARGE: u64 = 1_048_576;
 
 /// What a system does to answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Work {
     /// From its memory.
     MemoryHit,
@@ -212,9 +214,18 @@ impl Plan {
         self.cells.retain(|cell| !missing.contains(&cell.setup));
     }
 
-    /// Everyone who has something to do.
+    /// Leaves out all other work.
+    pub(crate) fn only(&mut self, work: Work) {
+        self.cells.retain(|cell| cell.work == work);
+    }
+
+    /// Everyone who has something to do, and whom they need.
     pub(crate) fn setups(&self) -> Vec<Setup> {
-        let mut setups: Vec<_> = self.cells.iter().map(|cell| cell.setup).collect();
+        let wanted = self.cells.iter().map(|cell| cell.setup);
+        let mut setups: Vec<_> = wanted
+            .flat_map(|setup| [Some(setup), setup.needs()])
+            .flatten()
+            .collect();
         setups.sort_unstable();
         setups.dedup();
         setups

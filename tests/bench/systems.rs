@@ -95,6 +95,21 @@ impl Setup {
         }
     }
 
+    /// Whom it cannot be started without.
+    pub(crate) fn needs(self) -> Option<Self> {
+        match self {
+            Self::EmptyExtProc => Some(Self::AfterimageLocal),
+            Self::NodeProxy | Self::Garage => Some(Self::AfterimageGarage),
+            Self::AfterimageMemory
+            | Self::AfterimageLocal
+            | Self::AfterimageGarage
+            | Self::AfterimageGarageUnix
+            | Self::EnvoyAlone
+            | Self::Nginx
+            | Self::LocalStore => None,
+        }
+    }
+
     /// Does it have to be filled before it can hit?
     fn is_cache(self) -> bool {
         match self {
@@ -136,7 +151,7 @@ impl Systems {
                 Setup::EnvoyAlone => envoy_alone(address).await?,
                 Setup::Nginx => with_nginx(address).await?,
                 Setup::LocalStore => local_store().await?,
-                // They need one of those above.
+                // Later, because they need one of those above.
                 Setup::EmptyExtProc | Setup::NodeProxy | Setup::Garage => return Ok(None),
             };
             anyhow::Ok(Some((*setup, running)))
