@@ -41,7 +41,8 @@ fn check(config: &Path, envoy: Option<&Path>) -> Result<(), Problems> {
 }
 
 fn serve(config: Config) -> anyhow::Result<()> {
-    telemetry::init(config.log_format, &config.log_filter).map_err(anyhow::Error::msg)?;
+    let _flush =
+        telemetry::init(config.log_format, &config.log_filter).map_err(anyhow::Error::msg)?;
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

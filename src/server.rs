@@ -369,7 +369,7 @@ async fn serve(
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .http2_max_header_list_size(HEADER_LIST_BYTES)
         .tcp_nodelay(true)
-        .add_service(extproc::service(shared));
+        .add_service(extproc::Service::new(shared));
     let draining = draining.cancelled_owned();
     match incoming {
         Incoming::Tcp(listener, _) => {

@@ -10,10 +10,11 @@ use http::HeaderValue;
 use tonic::{Code, Status, Streaming};
 use tracing::warn;
 
+use super::answer::Answer;
 use super::log::Log;
 use super::sending::Sending;
 use super::shared::Shared;
-use super::wire::{self, Message, Phase, ProcessingRequest, ProcessingResponse, RouteAttributes};
+use super::wire::{self, Message, Phase, ProcessingRequest, RouteAttributes};
 use crate::clock::Stopwatch;
 use crate::collapse::{Claim, Follow, Followed, Joined, Lead};
 use crate::fetch::{self, Fetching};
@@ -97,7 +98,7 @@ impl Conversation {
 
     /// The next answer. `None` ends the stream well; an error ends it so that Envoy breaks off
     /// whatever it is sending.
-    pub(super) async fn next(&mut self) -> Option<Result<ProcessingResponse, Status>> {
+    pub(super) async fn next(&mut self) -> Option<Result<Answer, Status>> {
         if let State::Sending(sending) = &mut self.state {
             let piece = sending.next().await;
             if let Some(Err(error)) = &piece {
@@ -155,7 +156,7 @@ impl Conversation {
         }
     }
 
-    async fn answer(&mut self, message: Message) -> ProcessingResponse {
+    async fn answer(&mut self, message: Message) -> Answer {
         let (event, phase) = match message {
             Message::Request(head, route) => return self.open(head, &route).await,
             Message::Response(Some(head)) => {
@@ -182,11 +183,7 @@ impl Conversation {
     }
 
     /// The first message.
-    async fn open(
-        &mut self,
-        head: Option<RequestHead>,
-        route: &RouteAttributes,
-    ) -> ProcessingResponse {
+    async fn open(&mut self, head: Option<RequestHead>, route: &RouteAttributes) -> Answer {
         let State::Opening(named) = std::mem::replace(&mut self.state, State::Over) else {
             return self.unexpected(Phase::RequestHeaders);
         };
@@ -207,7 +204,7 @@ impl Conversation {
     }
 
     /// The answer to a request that has waited.
-    async fn waited(&mut self) -> Option<ProcessingResponse> {
+    async fn waited(&mut self) -> Option<Answer> {
         let State::Waiting(waiting) = std::mem::replace(&mut self.state, State::Over) else {
             return None;
         };
@@ -238,12 +235,7 @@ impl Conversation {
     }
 
     /// Gives an event to the session, and does what it says until the message is answered.
-    async fn handle(
-        &mut self,
-        mut session: Session,
-        event: Event,
-        phase: Phase,
-    ) -> ProcessingResponse {
+    async fn handle(&mut self, mut session: Session, event: Event, phase: Phase) -> Answer {
         let mut event = event;
         let mut body = None;
         loop {
@@ -425,7 +417,7 @@ impl Conversation {
         session: Session,
         body: Option<BodyStream>,
         phase: Phase,
-    ) -> ProcessingResponse {
+    ) -> Answer {
         let is_done = session.is_done();
         let report = session.report();
         match (&reply, report) {
@@ -474,13 +466,13 @@ impl Conversation {
     }
 
     /// Begins a hit. As the answer to a response it must be one message; its body is held then.
-    fn hit(&mut self, hit: Hit, body: Option<BodyStream>, phase: Phase) -> ProcessingResponse {
+    fn hit(&mut self, hit: Hit, body: Option<BodyStream>, phase: Phase) -> Answer {
         self.state = State::Ended;
         self.log.status = Some(hit.status.as_u16());
         let is_whole =
             |length| length <= self.shared.immediate_bytes || phase == Phase::ResponseHeaders;
         let (source, length) = match (&hit.body, body) {
-            (HitBody::Nothing, _) => return wire::immediate(&hit, &[]),
+            (HitBody::Nothing, _) => return wire::immediate(&hit, Vec::new()),
             (HitBody::Length(length), _) => {
                 return wire::streamed_head(&hit, *length, true);
             }
@@ -492,7 +484,7 @@ impl Conversation {
                     return wire::streamed_head(&hit, 0, true);
                 }
                 if is_whole(length) {
-                    return wire::immediate(&hit, chunks);
+                    return wire::immediate(&hit, chunks.clone());
                 }
                 let source = stream::iter(chunks.clone().into_iter().map(Ok)).boxed();
                 (Pieces::proved(source), length)
@@ -534,7 +526,7 @@ impl Conversation {
     }
 
     /// Lets Envoy fetch a hit.
-    fn hand_over(&self, ticket: io::Result<HeaderValue>) -> ProcessingResponse {
+    fn hand_over(&self, ticket: io::Result<HeaderValue>) -> Answer {
         match ticket {
             Ok(ticket) => wire::hand_over(&objects::TICKET, &ticket),
             Err(error) => {
@@ -554,7 +546,7 @@ impl Conversation {
     }
 
     /// Leaves this request to Envoy.
-    fn leave_out(&mut self, reason: BypassReason) -> ProcessingResponse {
+    fn leave_out(&mut self, reason: BypassReason) -> Answer {
         self.log.report = Report::Bypass(reason);
         self.log.answered();
         self.log.end();
@@ -562,7 +554,7 @@ impl Conversation {
     }
 
     /// Sends on what does not fit: the client must not suffer from it.
-    fn unexpected(&self, phase: Phase) -> ProcessingResponse {
+    fn unexpected(&self, phase: Phase) -> Answer {
         self.shared.metrics.unexpected_message();
         wire::pass(phase)
     }
@@ -599,7 +591,7 @@ impl Conversation {
         }
     }
 
-    fn with_outcome(&self, answer: ProcessingResponse, report: Report) -> ProcessingResponse {
+    fn with_outcome(&self, answer: Answer, report: Report) -> Answer {
         wire::with_outcome(
             answer,
             &self.log.policy,

@@ -72,9 +72,14 @@ impl Log {
             copy = self.report.copy(),
             status = self.status,
             key = self.key.as_ref().map(Key::object_name),
-            lookup_ms = self.lookup.as_secs_f64() * 1e3,
-            took_ms = self.took.as_secs_f64() * 1e3,
+            lookup_ms = ms(self.lookup),
+            took_ms = ms(self.took),
             "request"
         );
     }
+}
+
+/// Milliseconds, to the microsecond.
+fn ms(time: Duration) -> f64 {
+    time.as_micros() as f64 / 1e3
 }

@@ -1,8 +1,10 @@
 //! The conversation with Envoy: a shell around [`crate::session`].
 //!
 //! `service.rs` accepts one gRPC stream for each request, `driver.rs` turns its messages into events
-//! and effects into answers, `wire.rs` is the only file that names Envoy's messages.
+//! and effects into answers, `wire.rs` is the only file that names what Envoy's messages have in them,
+//! `answer.rs` sends them.
 
+mod answer;
 mod driver;
 mod log;
 mod route_metadata;
@@ -13,5 +15,5 @@ mod wire;
 
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::route_metadata::fuzzing;
-pub use self::service::{Routes, service};
+pub use self::service::{Routes, Service};
 pub use self::shared::{Patience, Shared};

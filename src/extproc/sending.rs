@@ -2,7 +2,8 @@
 
 use tonic::Status;
 
-use super::wire::{self, ProcessingResponse};
+use super::answer::Answer;
+use super::wire;
 use crate::pieces::Pieces;
 use crate::store;
 
@@ -15,9 +16,9 @@ impl Sending {
     }
 
     /// The next message; `None` after the last. An error breaks the answer off.
-    pub(super) async fn next(&mut self) -> Option<Result<ProcessingResponse, Status>> {
+    pub(super) async fn next(&mut self) -> Option<Result<Answer, Status>> {
         match self.0.next().await {
-            Ok(piece) => piece.map(|piece| Ok(wire::streamed_body(&piece.bytes, piece.is_last))),
+            Ok(piece) => piece.map(|piece| Ok(wire::streamed_body(piece.bytes, piece.is_last))),
             Err(error) => {
                 let text = store::Causes(&error).to_string();
                 Some(Err(match error {

@@ -20,11 +20,13 @@ use envoy_types::pb::google::protobuf::{Duration as DurationPb, Struct, Value, v
 use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
+use super::answer::Answer;
 use crate::policy::{Forward, Provenance, RequestHead, ResponseHead};
 use crate::session::{Hit, Passed};
 
-pub(super) use pb::external_processor_server::{ExternalProcessor, ExternalProcessorServer};
-pub(super) use pb::{ProcessingRequest, ProcessingResponse};
+pub(super) use pb::ProcessingRequest;
+use pb::ProcessingResponse;
+pub(super) use pb::external_processor_server::SERVICE_NAME;
 
 /// The name under which Envoy sends the attributes that the filter asks for.
 const FILTER: &str = "envoy.filters.http.ext_proc";
@@ -86,7 +88,7 @@ pub(super) fn read(message: ProcessingRequest) -> Option<Message> {
 }
 
 /// Sends the message on as it is.
-pub(super) fn pass(phase: Phase) -> ProcessingResponse {
+pub(super) fn pass(phase: Phase) -> Answer {
     let headers = pb::HeadersResponse::default();
     let body = pb::BodyResponse::default();
     let trailers = pb::TrailersResponse::default();
@@ -101,16 +103,17 @@ pub(super) fn pass(phase: Phase) -> ProcessingResponse {
 }
 
 /// Sends the request on as it is, and asks for nothing more of this exchange.
-pub(super) fn bypass() -> ProcessingResponse {
-    ProcessingResponse {
+pub(super) fn bypass() -> Answer {
+    let response = Response::RequestHeaders(pb::HeadersResponse::default());
+    Answer::new(ProcessingResponse {
         mode_override: Some(mode(HeaderSendMode::Skip, BodySendMode::None)),
-        ..pass(Phase::RequestHeaders)
-    }
+        ..message(response)
+    })
 }
 
 /// Sends the request on with this header by the route that it selects then, and asks for nothing more of
 /// this exchange.
-pub(super) fn hand_over(name: &HeaderName, value: &HeaderValue) -> ProcessingResponse {
+pub(super) fn hand_over(name: &HeaderName, value: &HeaderValue) -> Answer {
     let mutation = pb::HeaderMutation {
         set_headers: vec![header_option(
             name.as_str(),
@@ -119,20 +122,20 @@ pub(super) fn hand_over(name: &HeaderName, value: &HeaderValue) -> ProcessingRes
         )],
         remove_headers: Vec::new(),
     };
-    ProcessingResponse {
+    Answer::new(ProcessingResponse {
         mode_override: Some(mode(HeaderSendMode::Skip, BodySendMode::None)),
-        ..response(Response::RequestHeaders(pb::HeadersResponse {
+        ..message(Response::RequestHeaders(pb::HeadersResponse {
             response: Some(pb::CommonResponse {
                 header_mutation: Some(mutation),
                 clear_route_cache: true,
                 ..pb::CommonResponse::default()
             }),
         }))
-    }
+    })
 }
 
 /// Sends the request on with these changes, and asks for the response's head.
-pub(super) fn forward(changes: &Forward) -> ProcessingResponse {
+pub(super) fn forward(changes: &Forward) -> Answer {
     let mutation = pb::HeaderMutation {
         set_headers: changes
             .set
@@ -162,19 +165,19 @@ pub(super) fn forward(changes: &Forward) -> ProcessingResponse {
 }
 
 /// Asks for as much time for the answer to this message. Works once for a message.
-pub(super) fn wait(time: Duration) -> ProcessingResponse {
-    ProcessingResponse {
+pub(super) fn wait(time: Duration) -> Answer {
+    Answer::new(ProcessingResponse {
         override_message_timeout: Some(DurationPb {
             seconds: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
             // Below a billion.
             nanos: time.subsec_nanos() as i32,
         }),
         ..ProcessingResponse::default()
-    }
+    })
 }
 
 /// Sends the response on, changed; its body is shown if `wants_body`.
-pub(super) fn respond(passed: &Passed, wants_body: bool) -> ProcessingResponse {
+pub(super) fn respond(passed: &Passed, wants_body: bool) -> Answer {
     let mutation = pb::HeaderMutation {
         set_headers: [
             ("cache-status", Some(&passed.status)),
@@ -201,20 +204,20 @@ pub(super) fn respond(passed: &Passed, wants_body: bool) -> ProcessingResponse {
     } else {
         BodySendMode::None
     };
-    ProcessingResponse {
+    Answer::new(ProcessingResponse {
         mode_override: Some(mode(HeaderSendMode::Default, body)),
-        ..response(Response::ResponseHeaders(pb::HeadersResponse {
+        ..message(Response::ResponseHeaders(pb::HeadersResponse {
             response: Some(pb::CommonResponse {
                 header_mutation: Some(mutation),
                 ..pb::CommonResponse::default()
             }),
         }))
-    }
+    })
 }
 
 /// A whole answer in one message. Envoy sets `content-length`.
-pub(super) fn immediate(hit: &Hit, chunks: &[Bytes]) -> ProcessingResponse {
-    response(Response::ImmediateResponse(pb::ImmediateResponse {
+pub(super) fn immediate(hit: &Hit, chunks: Vec<Bytes>) -> Answer {
+    let response = message(Response::ImmediateResponse(pb::ImmediateResponse {
         status: Some(HttpStatus {
             code: i32::from(hit.status.as_u16()),
         }),
@@ -230,14 +233,15 @@ pub(super) fn immediate(hit: &Hit, chunks: &[Bytes]) -> ProcessingResponse {
                 .collect(),
             remove_headers: Vec::new(),
         }),
-        body: chunks.concat(),
+        body: Vec::new(),
         grpc_status: None,
         details: "afterimage_hit".to_owned(),
-    }))
+    }));
+    Answer::immediate(response, chunks)
 }
 
 /// The first message of a streamed answer of `length` bytes, the only one if `is_end`.
-pub(super) fn streamed_head(hit: &Hit, length: u64, is_end: bool) -> ProcessingResponse {
+pub(super) fn streamed_head(hit: &Hit, length: u64, is_end: bool) -> Answer {
     let own = [
         (":status", hit.status.as_str().as_bytes().to_vec()),
         (CONTENT_LENGTH.as_str(), length.to_string().into_bytes()),
@@ -252,29 +256,29 @@ pub(super) fn streamed_head(hit: &Hit, length: u64, is_end: bool) -> ProcessingR
             ..core::HeaderValue::default()
         })
         .collect();
-    streamed(Streamed::HeadersResponse(pb::HttpHeaders {
+    Answer::new(streamed(Streamed::HeadersResponse(pb::HttpHeaders {
         headers: Some(core::HeaderMap { headers }),
         end_of_stream: is_end,
         ..pb::HttpHeaders::default()
-    }))
+    })))
 }
 
 /// The next bytes of a streamed answer.
-pub(super) fn streamed_body(bytes: &[u8], is_end: bool) -> ProcessingResponse {
-    streamed(Streamed::BodyResponse(pb::StreamedBodyResponse {
-        body: bytes.to_vec(),
+pub(super) fn streamed_body(bytes: Bytes, is_end: bool) -> Answer {
+    let response = streamed(Streamed::BodyResponse(pb::StreamedBodyResponse {
         end_of_stream: is_end,
         ..pb::StreamedBodyResponse::default()
-    }))
+    }));
+    Answer::streamed(response, bytes)
 }
 
 /// Adds our words to the request's dynamic metadata, for access logs.
 pub(super) fn with_outcome(
-    mut answer: ProcessingResponse,
+    mut answer: Answer,
     policy: &Arc<str>,
     outcome: &str,
     reason: &str,
-) -> ProcessingResponse {
+) -> Answer {
     let text = |text: &str| Value {
         kind: Some(value::Kind::StringValue(text.to_owned())),
     };
@@ -286,7 +290,7 @@ pub(super) fn with_outcome(
         ]
         .into(),
     };
-    answer.dynamic_metadata = Some(Struct {
+    answer.message.dynamic_metadata = Some(Struct {
         fields: [(
             NAMESPACE.to_owned(),
             Value {
@@ -298,7 +302,11 @@ pub(super) fn with_outcome(
     answer
 }
 
-fn response(response: Response) -> ProcessingResponse {
+fn response(response: Response) -> Answer {
+    Answer::new(message(response))
+}
+
+fn message(response: Response) -> ProcessingResponse {
     ProcessingResponse {
         response: Some(response),
         ..ProcessingResponse::default()
@@ -306,7 +314,7 @@ fn response(response: Response) -> ProcessingResponse {
 }
 
 fn streamed(part: Streamed) -> ProcessingResponse {
-    response(Response::StreamedImmediateResponse(
+    message(Response::StreamedImmediateResponse(
         pb::StreamedImmediateResponse {
             response: Some(part),
         },

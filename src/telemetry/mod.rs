@@ -1,6 +1,7 @@
 //! What an operator sees: log lines, metrics, and the admin pages.
 
 pub mod admin;
+mod lines;
 pub mod metrics;
 
 use std::io::IsTerminal as _;
@@ -8,6 +9,8 @@ use std::io::IsTerminal as _;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::FmtSpan;
 
+pub use self::lines::Flush;
+use self::lines::Lines;
 pub use self::metrics::Metrics;
 
 /// How log lines look.
@@ -24,17 +27,21 @@ pub enum LogFormat {
 /// Sends log lines to standard error. `filter` is a level or a list of `target=level`.
 ///
 /// # Errors
-/// A filter that cannot be read.
-pub fn init(format: LogFormat, filter: &str) -> Result<(), String> {
+/// A filter that cannot be read, or no thread can be started.
+pub fn init(format: LogFormat, filter: &str) -> Result<Flush, String> {
     let filter = EnvFilter::try_new(filter).map_err(|error| format!("log.filter: {error}"))?;
+    let lines = Lines::default();
+    let flush = lines
+        .start()
+        .map_err(|error| format!("cannot start a thread for the log: {error}"))?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(lines)
         .with_ansi(std::io::stderr().is_terminal())
         .with_span_events(FmtSpan::NONE);
     match format {
         LogFormat::Text => builder.with_target(false).init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),
     }
-    Ok(())
+    Ok(flush)
 }
