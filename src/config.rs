@@ -10,6 +10,7 @@ mod value;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,6 +41,8 @@ pub struct Config {
     pub objects: Option<ObjectsConfig>,
     /// How long and how much.
     pub limits: Limits,
+    /// Threads that run conversations; `None`: as many as [`default_threads`].
+    pub threads: Option<NonZeroUsize>,
     /// How long the end may take.
     pub drain: Duration,
     /// How log lines look.
@@ -161,6 +164,9 @@ pub(crate) struct RawConfig {
     objects: RawObjects,
     limits: RawLimits,
     log: RawLog,
+    /// Threads that run conversations. Default half of the cores: beside them Envoy needs more than
+    /// as much time for the same requests, and every hand-over between threads costs.
+    threads: Option<NonZeroUsize>,
     /// How long streams and fills may go on after SIGTERM. Default `10s`.
     drain: Option<Seconds>,
     /// What routes can choose, by name.
@@ -319,6 +325,12 @@ struct RawLog {
     filter: Option<String>,
 }
 
+/// Half of the cores that this process may use, at least one.
+pub fn default_threads() -> NonZeroUsize {
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    NonZeroUsize::new(cores / 2).unwrap_or(NonZeroUsize::MIN)
+}
+
 const MIB: u64 = 1024 * 1024;
 
 /// `limits.stream_cap` unless set.
@@ -388,6 +400,7 @@ impl RawConfig {
             },
             objects,
             limits: limits?,
+            threads: self.threads,
             drain: Seconds::or(self.drain, Duration::from_secs(10)),
             log_format: self.log.format,
             log_filter: self.log.filter.unwrap_or_else(|| "info".to_owned()),

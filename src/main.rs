@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use afterimage::cli::{Cli, Command};
-use afterimage::config::{Config, Problems};
+use afterimage::config::{Config, Problems, default_threads};
 use afterimage::{server, telemetry};
 use anyhow::Context as _;
 use clap::Parser as _;
@@ -43,7 +43,9 @@ fn check(config: &Path, envoy: Option<&Path>) -> Result<(), Problems> {
 fn serve(config: Config) -> anyhow::Result<()> {
     let _flush =
         telemetry::init(config.log_format, &config.log_filter).map_err(anyhow::Error::msg)?;
+    let threads = config.threads.unwrap_or_else(default_threads);
     tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads.get())
         .enable_all()
         .build()
         .context("cannot start the runtime")?

@@ -101,7 +101,7 @@ struct Override {
 /// Sets the field that a variable names. Other variables of ours, such as those that secrets come
 /// from, have no double underscore and no field of their name at the top.
 fn override_field(tree: &mut Map<String, Value>, name: &str, value: &str) -> Option<Override> {
-    const TOP: [&str; 3] = ["listen", "drain", "default_policy"];
+    const TOP: [&str; 4] = ["listen", "threads", "drain", "default_policy"];
     let path = name.strip_prefix(ENV_PREFIX)?.to_ascii_lowercase();
     if !path.contains("__") && !TOP.contains(&path.as_str()) {
         return None;

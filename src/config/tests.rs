@@ -195,3 +195,15 @@ fn the_readme_has_every_field() {
         }
     }
 }
+
+#[test]
+fn there_is_at_least_one_thread() {
+    let config = with_variables(IMAGES, &[("AFTERIMAGE_THREADS", "3")]).unwrap();
+    assert_eq!(config.threads.map(NonZeroUsize::get), Some(3));
+    assert!(load(IMAGES).unwrap().threads.is_none());
+    let problems = load("threads: 0\n").unwrap_err();
+    assert!(
+        problems[0].starts_with("threads: invalid value: integer `0`"),
+        "{problems:?}"
+    );
+}
