@@ -11,10 +11,11 @@ use tonic::{Code, Status, Streaming};
 use tracing::warn;
 
 use super::answer::Answer;
+use super::incoming::ProcessingRequest;
 use super::log::Log;
 use super::sending::Sending;
 use super::shared::Shared;
-use super::wire::{self, Message, Phase, ProcessingRequest, RouteAttributes};
+use super::wire::{self, Message, Phase, RouteAttributes};
 use crate::clock::Stopwatch;
 use crate::collapse::{Claim, Follow, Followed, Joined, Lead};
 use crate::fetch::{self, Fetching};

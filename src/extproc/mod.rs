@@ -1,11 +1,12 @@
 //! The conversation with Envoy: a shell around [`crate::session`].
 //!
 //! `service.rs` accepts one gRPC stream for each request, `driver.rs` turns its messages into events
-//! and effects into answers, `wire.rs` is the only file that names what Envoy's messages have in them,
-//! `answer.rs` sends them.
+//! and effects into answers, `wire.rs` is the only file that names what is in Envoy's messages. Their bytes
+//! are read by `incoming.rs` and written by `answer.rs`.
 
 mod answer;
 mod driver;
+mod incoming;
 mod log;
 mod route_metadata;
 mod sending;

@@ -21,9 +21,10 @@ use tonic::{Status, Streaming};
 
 use super::answer::Answer;
 use super::driver::Conversation;
+use super::incoming::ProcessingRequest;
 use super::route_metadata;
 use super::shared::Shared;
-use super::wire::{ProcessingRequest, RouteAttributes, SERVICE_NAME};
+use super::wire::{RouteAttributes, SERVICE_NAME};
 use crate::policy::{BypassReason, Policy};
 
 /// The only method of the service.

@@ -12,7 +12,6 @@ use envoy_types::pb::envoy::extensions::filters::http::ext_proc::v3::processing_
     BodySendMode, HeaderSendMode,
 };
 use envoy_types::pb::envoy::service::ext_proc::v3 as pb;
-use envoy_types::pb::envoy::service::ext_proc::v3::processing_request::Request;
 use envoy_types::pb::envoy::service::ext_proc::v3::processing_response::Response;
 use envoy_types::pb::envoy::service::ext_proc::v3::streamed_immediate_response::Response as Streamed;
 use envoy_types::pb::envoy::r#type::v3::HttpStatus;
@@ -21,10 +20,10 @@ use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
 use super::answer::Answer;
+use super::incoming::{ProcessingRequest, Request};
 use crate::policy::{Forward, Provenance, RequestHead, ResponseHead};
 use crate::session::{Hit, Passed};
 
-pub(super) use pb::ProcessingRequest;
 use pb::ProcessingResponse;
 pub(super) use pb::external_processor_server::SERVICE_NAME;
 
@@ -78,7 +77,7 @@ pub(super) fn read(message: ProcessingRequest) -> Option<Message> {
         }
         Request::ResponseHeaders(headers) => Message::Response(response_head(headers, &attributes)),
         Request::ResponseBody(body) => Message::ResponseBody {
-            bytes: body.body.into(),
+            bytes: body.body,
             is_end: body.end_of_stream,
         },
         Request::RequestBody(_) => Message::Other(Phase::RequestBody),

@@ -118,6 +118,7 @@ impl Answers {
 #[derive(Debug)]
 pub(crate) struct Load {
     connections: Vec<Connection>,
+    pause: Duration,
 }
 
 impl Load {
@@ -139,7 +140,13 @@ impl Load {
         }
         Ok(Self {
             connections: opened,
+            pause: Duration::ZERO,
         })
+    }
+
+    /// Waits for so long after every answer.
+    pub(crate) fn pausing(self, pause: Duration) -> Self {
+        Self { pause, ..self }
     }
 
     /// Asks on every connection, one request after the other, until it is time to stop, and waits for the last answers.
@@ -148,6 +155,7 @@ impl Load {
         let left = Cell::new(until.requests);
         let started = Stopwatch::start();
         let ended = Cell::new(Duration::ZERO);
+        let pause = self.pause;
         let asking = self.connections.iter_mut().map(|connection| async {
             while started.elapsed() < until.time && left.get() > 0 {
                 left.set(left.get() - 1);
@@ -174,6 +182,7 @@ impl Load {
                         }
                     }
                 }
+                pauses_for(pause).await;
             }
         });
         let drained = tokio::time::timeout(until.time + DRAINED_WITHIN, join_all(asking)).await;
@@ -190,6 +199,13 @@ impl Load {
         }
         answers.latencies.sort_unstable();
         answers
+    }
+}
+
+/// Waits, but gives nobody else the turn where there is nothing to wait for.
+pub(crate) async fn pauses_for(pause: Duration) {
+    if !pause.is_zero() {
+        tokio::time::sleep(pause).await;
     }
 }
 

@@ -9,7 +9,7 @@ use afterimage::store::{LocalStore, Store as _};
 use anyhow::Result;
 use futures_util::future::join_all;
 
-use super::load::{Answers, Expected, Load, Paths, Until};
+use super::load::{Answers, Expected, Load, Paths, Until, pauses_for};
 use super::plan::{Cell, Pace, Work};
 use super::s3::unused_key;
 use super::systems::{BYPASS, Running, Setup, Upstream};
@@ -18,6 +18,10 @@ use super::usage::{self, Part};
 
 /// A cell that writes to a store ends after so many bytes, so that a run does not write without bound.
 const WRITTEN_BYTES: u64 = 128 * 1024 * 1024;
+
+/// After every answer to a lone client that misses. It sees how long a miss takes, not how long the work takes that the one
+/// before has left behind: that of the store alone would keep two cores busy for longer than an answer takes.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// How often it is looked whether the circuit breaker has closed again, which it does after two seconds and a request.
 const BREAKER_LOOKS: usize = 12;
@@ -163,13 +167,14 @@ pub(crate) async fn measure_paths(
 /// Who asks.
 enum Asker<'a> {
     Http(Load, Box<Paths>, Expected),
-    Directory(&'a LocalStore, usize),
+    Directory(&'a LocalStore, usize, Duration),
 }
 
 impl<'a> Asker<'a> {
     async fn new(cell: &Cell, paths: Paths, running: &'a Running) -> Result<Self> {
+        let pause = pause(cell);
         if let Some(store) = &running.local_store {
-            return Ok(Self::Directory(store, cell.connections));
+            return Ok(Self::Directory(store, cell.connections, pause));
         }
         let expected = match cell.work {
             Work::AbsentLookup => Expected {
@@ -179,19 +184,26 @@ impl<'a> Asker<'a> {
             _ => Expected::image(cell.size),
         };
         let load = Load::open(running.target, cell.connections).await?;
-        Ok(Self::Http(load, Box::new(paths), expected))
+        Ok(Self::Http(load.pausing(pause), Box::new(paths), expected))
     }
 
     async fn run(&mut self, until: Until) -> Answers {
         match self {
             Self::Http(load, paths, expected) => load.run(paths, *expected, until).await,
-            Self::Directory(store, at_a_time) => look_up_absent(store, *at_a_time, until).await,
+            Self::Directory(store, at_a_time, pause) => {
+                look_up_absent(store, *at_a_time, *pause, until).await
+            }
         }
     }
 }
 
 /// Asks a directory, which has no server to be asked.
-async fn look_up_absent(store: &LocalStore, at_a_time: usize, until: Until) -> Answers {
+async fn look_up_absent(
+    store: &LocalStore,
+    at_a_time: usize,
+    pause: Duration,
+    until: Until,
+) -> Answers {
     let answers = RefCell::new(Answers::default());
     let started = Stopwatch::start();
     let looking = (0..at_a_time).map(async |_| {
@@ -202,12 +214,13 @@ async fn look_up_absent(store: &LocalStore, at_a_time: usize, until: Until) -> A
             let key = unused_key(number % 64);
             let asked = Stopwatch::start();
             let found = store.get(&key).await;
-            let mut answers = answers.borrow_mut();
+            let took = asked.elapsed();
             match found {
-                Ok(None) => answers.latencies.push(asked.elapsed()),
-                Ok(Some(_)) => answers.fail("an entry"),
-                Err(error) => answers.fail(error.to_string()),
+                Ok(None) => answers.borrow_mut().latencies.push(took),
+                Ok(Some(_)) => answers.borrow_mut().fail("an entry"),
+                Err(error) => answers.borrow_mut().fail(error.to_string()),
             }
+            pauses_for(pause).await;
         }
     });
     join_all(looking).await;
@@ -225,6 +238,13 @@ async fn looked_up(cell: &Cell, running: &Running) -> Result<u64> {
     let metrics = running.metrics().await?;
     let name = "afterimage_store_operation_duration_seconds_count";
     Ok(metrics.sum(name, &[("operation", "get")]) as u64)
+}
+
+fn pause(cell: &Cell) -> Duration {
+    match (cell.work, cell.connections) {
+        (Work::Miss | Work::AbsentLookup, 1) => PAUSE,
+        _ => Duration::ZERO,
+    }
 }
 
 fn requests_at_most(cell: &Cell) -> u64 {

@@ -9,7 +9,7 @@ use afterimage::clock::{Clock, Timestamp};
 use afterimage::collapse::{Groups, InFlight, Refreshes};
 use afterimage::config::Config;
 use afterimage::entry::Record;
-use afterimage::extproc::{Patience, Routes, Shared, service};
+use afterimage::extproc::{Patience, Routes, Service, Shared};
 use afterimage::fetch::Fetcher;
 use afterimage::fill::{Fills, Pace};
 use afterimage::marks::{Bounds, Marks};
@@ -114,7 +114,7 @@ impl Processor {
         };
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let server = Server::builder().add_service(service(Arc::new(shared)));
+        let server = Server::builder().add_service(Service::new(Arc::new(shared)));
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
         drop(TcpStream::connect(address).await?);
         let channel = Channel::from_shared(format!("http://{address}"))?
