@@ -34,6 +34,10 @@ const QUEUED_PIECES: usize = 64;
 /// Bodies above this are hashed on a thread that may block: 256 KiB take about 0.2 ms.
 const HASHED_INLINE_BYTES: u64 = 256 * 1024;
 
+/// How long a whole copy waits before it goes to the store. The client's last bytes are still on their
+/// way then, through a proxy and perhaps beside a store on the same cores.
+const CLIENT_FIRST: Duration = Duration::from_millis(2);
+
 /// What fills need, shared by all.
 #[derive(Debug, Clone)]
 pub struct Fills {
@@ -382,6 +386,7 @@ impl Fills {
             return self.metrics.aborted(reason);
         }
         display.show(Arc::clone(&held));
+        tokio::time::sleep(CLIENT_FIRST).await;
         let result = self.store.put(&plan.key, &held.record, &held.chunks).await;
         if result.is_ok() {
             let record = Arc::clone(&held.record);

@@ -21,7 +21,7 @@ const WRITTEN_BYTES: u64 = 128 * 1024 * 1024;
 
 /// After every answer to a lone client that misses. It sees how long a miss takes, not how long the work takes that the one
 /// before has left behind: that of the store alone would keep two cores busy for longer than an answer takes.
-const PAUSE: Duration = Duration::from_millis(20);
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// How often it is looked whether the circuit breaker has closed again, which it does after two seconds and a request.
 const BREAKER_LOOKS: usize = 12;
