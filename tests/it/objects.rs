@@ -12,6 +12,9 @@ use crate::scripted::NO_MEMORY;
 use crate::support::client::Answer;
 use crate::support::garage;
 use crate::support::stack::{Stack, Store};
+use crate::support::wait;
+
+const PATIENCE: Duration = Duration::from_secs(10);
 
 const COFFEE: &str = "/insecure/rs:fill:300:200/plain/local:///coffee.png";
 
@@ -32,7 +35,7 @@ async fn an_object_is_the_image_itself_with_its_type_and_its_freshness() -> Resu
         assert_eq!(miss.body, own.body);
         stack.commits_reach(seen.len() + 1).await?;
 
-        let name = newest_key(&mut stack, &seen)?;
+        let name = newest_key(&mut stack, &seen).await?;
         let object = read(&mut stack, &name).await?;
         assert_eq!(object.status, 200, "{object:?}");
         assert_eq!(object.body, own.body, "{url}");
@@ -65,7 +68,7 @@ async fn an_object_that_is_not_the_one_stored_is_not_served() -> Result<()> {
     let url = format!("{COFFEE}@png");
     let own = stack.get(&url).await?;
     stack.commits_reach(1).await?;
-    let name = newest_key(&mut stack, &[])?;
+    let name = newest_key(&mut stack, &[]).await?;
     // Somebody puts another image in its place, as long as the first.
     let mut other = own.body.to_vec();
     if let Some(last) = other.last_mut() {
@@ -90,13 +93,16 @@ async fn an_object_that_is_not_the_one_stored_is_not_served() -> Result<()> {
 }
 
 /// The name of the object that was filled last, as the log gives it to an operator.
-fn newest_key(stack: &mut Stack, known: &[String]) -> Result<String> {
-    let log = stack.afterimage().process.stderr();
-    let names = log.split('"').filter(|word| word.starts_with("v1/images/"));
-    names
-        .map(str::to_owned)
-        .rfind(|name| !known.contains(name))
-        .context("a key in the log")
+async fn newest_key(stack: &mut Stack, known: &[String]) -> Result<String> {
+    let mut name = None;
+    let logged = wait::until("a key in the log", PATIENCE, async || {
+        let log = stack.afterimage().process.stderr();
+        let names = log.split('"').filter(|word| word.starts_with("v1/images/"));
+        name = names.map(str::to_owned).rfind(|name| !known.contains(name));
+        name.is_some()
+    });
+    logged.await?;
+    name.context("waited for it")
 }
 
 /// Reads an object as any other S3 client does.

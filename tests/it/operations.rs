@@ -68,6 +68,9 @@ async fn a_stop_lets_an_open_response_end_and_its_fill_commit() -> Result<()> {
         assert_eq!((answer.cache_status(), &answer.cut), (STORED, &None));
         assert!(answer.body == body);
         assert_eq!(stopped?.code(), Some(0));
+        let log = stack.afterimage().process.stderr();
+        assert!(log.contains("outcome=\"miss\""), "{log}");
+        assert!(log.trim_end().ends_with("stopped"), "{log}");
 
         stack.afterimage().process.start_again()?;
         stack.afterimage().wait_until_ready().await?;
@@ -246,7 +249,12 @@ async fn neither_log_nor_metrics_tell_a_secret_or_a_url() -> Result<()> {
 
         let admin = stack.afterimage().admin_url();
         let metrics = page(&admin, "/metrics").await?.2;
-        let log = stack.afterimage().process.stderr();
+        let mut log = String::new();
+        let logged = wait::until("a line of each request", PATIENCE, async || {
+            log = stack.afterimage().process.stderr();
+            log.lines().filter(|line| line.contains("outcome")).count() >= count
+        });
+        logged.await?;
         assert_eq!(stack.afterimage().process.stdout(), "");
         assert!(!log.contains('\u{1b}'), "colours in a file");
         let signatures: Vec<_> = paths
