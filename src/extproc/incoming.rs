@@ -12,14 +12,15 @@ use envoy_types::pb::google::protobuf::Struct;
 /// `envoy.service.ext_proc.v3.ProcessingRequest`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct ProcessingRequest {
-    #[prost(oneof = "Request", tags = "2, 3, 4, 5, 6, 7")]
-    pub(super) request: Option<Request>,
+    #[prost(oneof = "Part", tags = "2, 3, 4, 5, 6, 7")]
+    pub(super) request: Option<Part>,
     #[prost(map = "string, message", tag = "9")]
     pub(super) attributes: HashMap<String, Struct>,
 }
 
+/// Which part of the exchange a message is about.
 #[derive(Clone, PartialEq, prost::Oneof)]
-pub(super) enum Request {
+pub(super) enum Part {
     #[prost(message, tag = "2")]
     RequestHeaders(HttpHeaders),
     #[prost(message, tag = "3")]
@@ -83,27 +84,24 @@ mod tests {
         let pairs = [
             (
                 PbRequest::RequestHeaders(headers.clone()),
-                Request::RequestHeaders(headers.clone()),
+                Part::RequestHeaders(headers.clone()),
             ),
             (
                 PbRequest::ResponseHeaders(headers.clone()),
-                Request::ResponseHeaders(headers),
+                Part::ResponseHeaders(headers),
             ),
             (
                 PbRequest::RequestBody(sent_body.clone()),
-                Request::RequestBody(body.clone()),
+                Part::RequestBody(body.clone()),
             ),
-            (
-                PbRequest::ResponseBody(sent_body),
-                Request::ResponseBody(body),
-            ),
+            (PbRequest::ResponseBody(sent_body), Part::ResponseBody(body)),
             (
                 PbRequest::RequestTrailers(trailers.clone()),
-                Request::RequestTrailers(trailers.clone()),
+                Part::RequestTrailers(trailers.clone()),
             ),
             (
                 PbRequest::ResponseTrailers(trailers.clone()),
-                Request::ResponseTrailers(trailers),
+                Part::ResponseTrailers(trailers),
             ),
         ];
         for (sent, expected) in pairs {

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use futures_util::{Stream, stream};
+use futures_util::StreamExt as _;
+use futures_util::stream::{self, BoxStream};
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use http_body::Frame;
@@ -135,7 +136,7 @@ impl Service {
             Some((answer, conversation))
         });
         let mut response = http::Response::new(Body::new(Answers {
-            answers: Some(Box::pin(answers)),
+            answers: Some(answers.boxed()),
             pieces: VecDeque::new(),
         }));
         response
@@ -180,7 +181,7 @@ impl Decoder for Messages {
 /// The body of the HTTP/2 response: answers as they come, and the status as its trailers.
 struct Answers {
     /// `None` after the last.
-    answers: Option<Pin<Box<dyn Stream<Item = Result<Answer, Status>> + Send>>>,
+    answers: Option<BoxStream<'static, Result<Answer, Status>>>,
     /// What is still to be sent of the last one.
     pieces: VecDeque<Bytes>,
 }

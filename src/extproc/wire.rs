@@ -20,7 +20,7 @@ use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
 use super::answer::Answer;
-use super::incoming::{ProcessingRequest, Request};
+use super::incoming::{Part, ProcessingRequest};
 use crate::policy::{Forward, Provenance, RequestHead, ResponseHead};
 use crate::session::{Hit, Passed};
 
@@ -71,18 +71,18 @@ pub(super) fn read(message: ProcessingRequest) -> Option<Message> {
     let mut attributes = message.attributes;
     let attributes = attributes.remove(FILTER).unwrap_or_default();
     Some(match message.request? {
-        Request::RequestHeaders(headers) => {
+        Part::RequestHeaders(headers) => {
             let peer = text(&attributes, "source.address").and_then(address);
             Message::Request(request_head(headers, peer), route_attributes(attributes))
         }
-        Request::ResponseHeaders(headers) => Message::Response(response_head(headers, &attributes)),
-        Request::ResponseBody(body) => Message::ResponseBody {
+        Part::ResponseHeaders(headers) => Message::Response(response_head(headers, &attributes)),
+        Part::ResponseBody(body) => Message::ResponseBody {
             bytes: body.body,
             is_end: body.end_of_stream,
         },
-        Request::RequestBody(_) => Message::Other(Phase::RequestBody),
-        Request::RequestTrailers(_) => Message::Other(Phase::RequestTrailers),
-        Request::ResponseTrailers(_) => Message::Other(Phase::ResponseTrailers),
+        Part::RequestBody(_) => Message::Other(Phase::RequestBody),
+        Part::RequestTrailers(_) => Message::Other(Phase::RequestTrailers),
+        Part::ResponseTrailers(_) => Message::Other(Phase::ResponseTrailers),
     })
 }
 
