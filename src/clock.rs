@@ -89,8 +89,8 @@ impl Clock {
     }
 }
 
-/// Measures how long something took.
-#[derive(Debug, Clone, Copy)]
+/// Measures how long something took. The earlier start is the lesser one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Stopwatch(Instant);
 
 impl Stopwatch {

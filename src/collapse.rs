@@ -147,7 +147,8 @@ impl Drop for Claim {
     }
 }
 
-/// Keys that are not waited for, at most; beyond them those go that were used least.
+/// Keys that are not waited for, and keys that were stored, at most of each; beyond them those go that
+/// were used least.
 const REMEMBERED: usize = 8192;
 
 /// The keys that a request was sent on for; clones share them. At most one for each open stream.
@@ -159,6 +160,9 @@ struct Table {
     groups: Mutex<HashMap<[u8; 32], Arc<Group>>>,
     /// Since when, and for how long, requests for a key do not wait for each other (hit-for-miss).
     alone: Cache<[u8; 32], (Stopwatch, Duration)>,
+    /// When there last was something to be looked up. A lookup that began earlier may have missed it,
+    /// and must not lead.
+    stored: Cache<[u8; 32], Stopwatch>,
     /// Followers of one group that may be sent on at a time.
     turns: usize,
 }
@@ -204,6 +208,7 @@ pub struct Lead {
 pub struct Follow {
     table: Groups,
     digest: [u8; 32],
+    looked_up: Stopwatch,
     verdict: watch::Receiver<Verdict>,
     turns: Arc<Semaphore>,
 }
@@ -240,16 +245,19 @@ impl Groups {
         Self(Arc::new(Table {
             groups: Mutex::default(),
             alone: Cache::new(REMEMBERED),
+            stored: Cache::new(REMEMBERED),
             turns,
         }))
     }
 
-    /// Takes the part that is left for a request of this key.
-    pub fn join(&self, key: &Key) -> Joined {
-        self.join_digest(*key.digest())
+    /// Takes the part that is left for a request of this key, for which nothing usable was found by a
+    /// lookup that began at `looked_up`. If a leader has stored something since then, the request
+    /// follows it.
+    pub fn join(&self, key: &Key, looked_up: Stopwatch) -> Joined {
+        self.join_digest(*key.digest(), looked_up)
     }
 
-    fn join_digest(&self, digest: [u8; 32]) -> Joined {
+    fn join_digest(&self, digest: [u8; 32], looked_up: Stopwatch) -> Joined {
         if let Some((since, lasts)) = self.0.alone.get(&digest) {
             if since.elapsed() < lasts {
                 return Joined::Alone;
@@ -257,18 +265,27 @@ impl Groups {
             self.0.alone.remove(&digest);
         }
         let mut groups = self.lock();
-        if let Some(group) = groups.get(&digest) {
-            return Joined::Follow(Follow {
+        let follow = |group: &Group| {
+            Joined::Follow(Follow {
                 table: self.clone(),
                 digest,
+                looked_up,
                 verdict: group.verdict.subscribe(),
                 turns: Arc::clone(&group.turns),
-            });
+            })
+        };
+        if let Some(group) = groups.get(&digest) {
+            return follow(group);
         }
-        let group = Arc::new(Group {
-            verdict: watch::Sender::new(Verdict::Open),
+        let new = |verdict| Group {
+            verdict: watch::Sender::new(verdict),
             turns: Arc::new(Semaphore::new(self.0.turns)),
-        });
+        };
+        let stored = self.0.stored.get(&digest);
+        if stored.is_some_and(|stored| looked_up <= stored) {
+            return follow(&new(Verdict::Stored(None)));
+        }
+        let group = Arc::new(new(Verdict::Open));
         groups.insert(digest, Arc::clone(&group));
         Joined::Lead(Lead {
             table: self.clone(),
@@ -307,8 +324,14 @@ impl Lead {
         if std::mem::replace(&mut self.has_ended, true) {
             return;
         }
+        let mut groups = self.table.lock();
+        if let Verdict::Stored(_) = verdict {
+            let stored = Stopwatch::start();
+            self.table.0.stored.insert(self.digest, stored);
+        }
         // Whoever comes from here on finds what is stored, or leads.
-        self.table.lock().remove(&self.digest);
+        groups.remove(&self.digest);
+        drop(groups);
         self.group.verdict.send_replace(verdict);
     }
 }
@@ -337,7 +360,9 @@ impl Follow {
             let joined = match verdict {
                 Verdict::Stored(shown) => return Followed::Stored(shown),
                 Verdict::Refused => Joined::Alone,
-                Verdict::Open | Verdict::Left => self.table.join_digest(self.digest),
+                Verdict::Open | Verdict::Left => {
+                    self.table.join_digest(self.digest, self.looked_up)
+                }
             };
             match joined {
                 Joined::Lead(lead) => return Followed::Lead(lead),
@@ -433,14 +458,14 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(3600);
 
     fn lead(groups: &Groups) -> Lead {
-        match groups.join(&key()) {
+        match groups.join(&key(), Stopwatch::start()) {
             Joined::Lead(lead) => lead,
             other => panic!("{other:?}"),
         }
     }
 
     fn follow(groups: &Groups) -> Follow {
-        match groups.join(&key()) {
+        match groups.join(&key(), Stopwatch::start()) {
             Joined::Follow(follow) => follow,
             other => panic!("{other:?}"),
         }
@@ -477,6 +502,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_looked_up_before_a_leader_stored_does_not_lead_after_it() {
+        let groups = Groups::new(4);
+        let looked_up = Stopwatch::start();
+        lead(&groups).stored(None);
+        let Joined::Follow(late) = groups.join(&key(), looked_up) else {
+            panic!("a second request for what is stored")
+        };
+        let followed = late.end(PATIENCE).await;
+        assert!(matches!(followed, Followed::Stored(None)), "{followed:?}");
+        // What is looked up afterwards and not found is gone again.
+        drop(lead(&groups));
+    }
+
+    #[tokio::test]
     async fn followers_of_a_refused_leader_are_released_a_few_at_a_time() {
         let groups = Groups::new(2);
         let leader = lead(&groups);
@@ -510,7 +549,10 @@ mod tests {
     async fn hit_for_miss_lasts_as_long_as_said() {
         let groups = Groups::new(1);
         lead(&groups).refused(Duration::from_secs(3600));
-        assert!(matches!(groups.join(&key()), Joined::Alone));
+        assert!(matches!(
+            groups.join(&key(), Stopwatch::start()),
+            Joined::Alone
+        ));
         let groups = Groups::new(1);
         lead(&groups).refused(Duration::from_nanos(1));
         drop(lead(&groups));

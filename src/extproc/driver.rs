@@ -239,6 +239,7 @@ impl Conversation {
     async fn handle(&mut self, mut session: Session, event: Event, phase: Phase) -> Answer {
         let mut event = event;
         let mut body = None;
+        let mut looked_up = Stopwatch::start();
         loop {
             let (next, effect) = match session.handle(event, self.shared.clock.now()) {
                 Ok(step) => step,
@@ -251,15 +252,16 @@ impl Conversation {
             self.log.report = session.report();
             match effect {
                 Effect::LookUp { key, method } => {
-                    let (fetched, took) = self.shared.look_up(&key, method).await;
-                    self.log.lookup = took;
+                    looked_up = Stopwatch::start();
+                    let fetched = self.shared.look_up(&key, method, looked_up).await;
+                    self.log.lookup = looked_up.elapsed();
                     self.log.key = Some(key);
                     self.log.room = fetched.room;
                     body = fetched.body;
                     event = Event::Answer(fetched.answer);
                 }
                 Effect::Join(key) => {
-                    event = Event::Part(match self.shared.groups.join(&key) {
+                    event = Event::Part(match self.shared.groups.join(&key, looked_up) {
                         Joined::Lead(lead) => {
                             self.lead = Some(lead);
                             Part::SentOn

@@ -84,15 +84,17 @@ enum Source {
 }
 
 impl Shared {
-    /// Asks for an entry, and never for longer than the lookup deadline; also gives the time it took.
-    /// Whatever goes wrong becomes a reason to forward.
-    pub(super) async fn look_up(&self, key: &Key, method: LookupMethod) -> (Fetched, Duration) {
-        let stopwatch = Stopwatch::start();
-        let result = self.fetch(key, method, &stopwatch).await;
-        let took = stopwatch.elapsed();
-        self.metrics.lookup(took);
-        let fetched = result.unwrap_or_else(|error| Fetched::nothing(reason(key, &error)));
-        (fetched, took)
+    /// Asks for an entry, and from its begin on never for longer than the lookup deadline. Whatever
+    /// goes wrong becomes a reason to forward.
+    pub(super) async fn look_up(
+        &self,
+        key: &Key,
+        method: LookupMethod,
+        begin: Stopwatch,
+    ) -> Fetched {
+        let result = self.fetch(key, method, begin).await;
+        self.metrics.lookup(begin.elapsed());
+        result.unwrap_or_else(|error| Fetched::nothing(reason(key, &error)))
     }
 
     /// Gets an entry: from a fill that is not confirmed yet, else from the store; its body whole
@@ -101,9 +103,9 @@ impl Shared {
         &self,
         key: &Key,
         method: LookupMethod,
-        since: &Stopwatch,
+        begin: Stopwatch,
     ) -> Result<Fetched, store::Error> {
-        let time_left = || self.lookup_deadline.saturating_sub(since.elapsed());
+        let time_left = || self.lookup_deadline.saturating_sub(begin.elapsed());
         let timed_out = |_| store::Error::TimedOut;
         let asked = self.fills.marks.now();
         let found = tokio::time::timeout(time_left(), self.find(key, method))

@@ -265,9 +265,9 @@ impl Metered {
         Ok(value)
     }
 
-    /// Watches a body to its end. The first piece says that the store is there; any error after it
-    /// counts against the store again.
-    fn watch(&self, body: BodyStream, admitted: Admitted) -> BodyStream {
+    /// Watches a body to its end. The first piece says that the store is there, and is waited for as
+    /// long as there is `patience`; any error after it counts against the store again.
+    fn watch(&self, body: BodyStream, admitted: Admitted, patience: Duration) -> BodyStream {
         let observed = Observed::start(&self.observe, Operation::Body);
         let breaker = Arc::clone(&self.breaker);
         let state = Some((body, Some(admitted), observed));
@@ -275,7 +275,12 @@ impl Metered {
             let breaker = Arc::clone(&breaker);
             async move {
                 let (mut body, mut admitted, mut observed) = state?;
-                let piece = body.next().await;
+                let piece = if admitted.is_some() {
+                    let first = async { body.next().await.transpose() };
+                    within(patience, first).await.transpose()
+                } else {
+                    body.next().await
+                };
                 let is_there = match &piece {
                     None => {
                         observed.result = OpResult::Done;
@@ -315,6 +320,7 @@ impl Store for Metered {
     }
 
     async fn get(&self, key: &Key) -> Result<Option<Found>, Error> {
+        let since = Stopwatch::start();
         let call = self.inner.get(key);
         let (found, admitted) = self
             .run(Operation::Get, self.limits.lookup, Option::is_none, call)
@@ -323,7 +329,8 @@ impl Store for Metered {
             admitted.answered(true);
             return Ok(None);
         };
-        let body = self.watch(body, admitted);
+        let patience = self.limits.lookup.saturating_sub(since.elapsed());
+        let body = self.watch(body, admitted, patience);
         Ok(Some(Found { record, body }))
     }
 

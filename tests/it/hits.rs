@@ -211,7 +211,7 @@ async fn a_hit_comes_out_of_the_held_bytes_until_the_commit_is_confirmed() -> Re
         })
         .await?;
         let commits = crate::scripted::committed(&stack.metrics().await?);
-        stack.garage().process.freeze()?;
+        stack.garage().process.freeze().await?;
         gate.open();
         assert!(miss.await??.body == body);
         for client in [stack.client.clone(), stack.http2()?] {

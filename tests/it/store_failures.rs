@@ -100,7 +100,7 @@ async fn a_frozen_garage_costs_one_deadline_each_until_the_breaker_opens() -> Re
     let paths = numbered(6);
     fill(&stack, &paths).await?;
 
-    stack.garage().process.freeze()?;
+    stack.garage().process.freeze().await?;
     for path in &paths {
         let answer = stack.get(path).await?;
         assert_eq!((answer.status, answer.cache_status()), (200, STORED));
@@ -140,7 +140,7 @@ async fn a_garage_killed_before_the_commit_leaves_the_client_whole_and_no_entry(
         .await?;
 
         let lost = aborted(&stack.metrics().await?, "store");
-        stack.garage().process.freeze()?;
+        stack.garage().process.freeze().await?;
         gate.open();
         let answer = answer.await??;
         assert_eq!((answer.cache_status(), &answer.cut), (STORED, &None));
@@ -190,7 +190,7 @@ async fn a_garage_killed_while_a_large_body_waits_for_it_is_counted() -> Result<
     })
     .await?;
     gate.reached_by(1).await?;
-    stack.garage().process.freeze()?;
+    stack.garage().process.freeze().await?;
     gate.open();
     let answer = answer.await??;
     assert_eq!((answer.cache_status(), &answer.cut), (STORED, &None));

@@ -1,6 +1,6 @@
 //! A running child process whose output is kept in files, and which cannot outlive us.
 
-use std::fs::File;
+use std::fs::{DirEntry, File};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
@@ -15,6 +15,9 @@ use super::wait;
 
 /// The kernel kills the child when the thread that started it is gone, however that came about.
 const DIES_WITH_US: [&str; 4] = ["setpriv", "--pdeathsig", "KILL", "--"];
+
+/// How long a thread may take to see that it is stopped.
+const STANDS_WITHIN: Duration = Duration::from_secs(10);
 
 /// How much of each output file an error shows.
 const SHOWN_BYTES: usize = 4096;
@@ -106,12 +109,19 @@ impl Process {
         Ok(())
     }
 
-    /// Stops it in its tracks (SIGSTOP): it keeps its sockets and answers nothing.
+    /// Stops it in its tracks (SIGSTOP), and waits until all of its threads stand: it keeps its sockets
+    /// and answers nothing.
     ///
     /// # Errors
-    /// When it has ended.
-    pub(crate) fn freeze(&mut self) -> Result<()> {
-        self.signal(Signal::STOP)
+    /// When it has ended, or goes on.
+    pub(crate) async fn freeze(&mut self) -> Result<()> {
+        self.signal(Signal::STOP)?;
+        let tasks = PathBuf::from(format!("/proc/{}/task", self.pid()));
+        wait::until("all threads to stand", STANDS_WITHIN, async || {
+            stand(&tasks)
+        })
+        .await
+        .with_context(|| format!("{} cannot be frozen", self.launch.name))
     }
 
     /// Lets it go on after [`Process::freeze`].
@@ -205,6 +215,19 @@ fn start_from_lasting_thread(command: Command) -> Result<Child> {
     let (reply, answer) = mpsc::channel();
     starter.send((command, reply))?;
     Ok(answer.recv()??)
+}
+
+/// Whether each thread in this folder of `/proc` is stopped (proc_pid_stat(5): the state comes after the
+/// name, which ends with the last parenthesis).
+fn stand(tasks: &Path) -> bool {
+    let stands = |task: std::io::Result<DirEntry>| {
+        let stat = task.and_then(|task| std::fs::read_to_string(task.path().join("stat")));
+        stat.is_ok_and(|stat| {
+            stat.rsplit_once(") ")
+                .is_some_and(|(_, rest)| rest.starts_with('T'))
+        })
+    };
+    std::fs::read_dir(tasks).is_ok_and(|mut tasks| tasks.all(stands))
 }
 
 fn append(path: &Path) -> Result<File> {

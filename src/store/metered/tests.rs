@@ -288,6 +288,19 @@ async fn heads_without_bodies_open_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn heads_whose_bodies_never_come_open_it() {
+    let (_, told, store) = metered(Act::Body(Box::new(Act::Hang)));
+    for _ in 0..5 {
+        let mut found = store.get(&key()).await.unwrap().unwrap();
+        let piece = tokio::time::timeout(Duration::from_millis(301), found.body.next());
+        assert!(matches!(piece.await, Ok(Some(Err(Error::TimedOut)))));
+    }
+    assert_eq!(*told.states.lock().unwrap(), [BreakerState::Open]);
+    let last = *told.operations.lock().unwrap().last().unwrap();
+    assert_eq!(last, (Operation::Body, OpResult::TimedOut));
+}
+
+#[tokio::test(start_paused = true)]
 async fn bodies_that_break_off_open_it() {
     let (_, told, store) = metered(Act::BreakOff);
     let mut bodies = Vec::new();
