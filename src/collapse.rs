@@ -83,6 +83,11 @@ impl InFlight {
         (pending, Display(sender))
     }
 
+    /// Whether there is a whole fill for `key`, or will be as soon as its record is made.
+    pub fn has(&self, key: &Key) -> bool {
+        self.lock().contains_key(key.digest())
+    }
+
     /// The whole fill for `key`, if there is one. Waits at most until its record is made, which
     /// takes as long as hashing the body; the caller brings the deadline.
     pub async fn get(&self, key: &Key) -> Option<Arc<Held>> {

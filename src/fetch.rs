@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
-use futures_util::StreamExt;
 use hmac::{Hmac, KeyInit, Mac};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyDataStream, BodyExt, Empty};
@@ -22,6 +21,7 @@ use hyper::body::Incoming;
 use sha2::Sha256;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
+use tokio_stream::StreamExt;
 use tracing::debug;
 
 use crate::clock::{Clock, Timestamp};

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
+use tokio_stream::StreamExt;
 
 use crate::entry::{BodyChecksum, BodyProof};
 use crate::store::{BodyStream, Error};

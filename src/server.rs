@@ -10,13 +10,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::serve::ListenerExt as _;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
-use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::transport::Server;
 use tracing::{info, warn};
 
 use crate::budget::Budget;
@@ -36,24 +35,12 @@ use crate::store::{
 use crate::telemetry::Metrics;
 use crate::telemetry::admin::{self, Readiness};
 
-/// Streams that one connection of Envoy may have at a time; Envoy opens a connection for each of
-/// its workers, and another when this is reached.
-const STREAMS_PER_CONNECTION: u32 = 4096;
-
-/// What Envoy may send on one stream, and on one connection, before it waits for us. Bodies pass in
-/// pieces of up to 1 MiB, and all streams of a worker share a connection.
-const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
-const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
-
 /// The store's share of a lookup's time. Were it all, the lookup could be over a moment before the
 /// store's own deadline, and what was given up does not count against the store.
 const STORE_SHARE: f64 = 0.95;
 
 /// Comparisons of the memory tier with the store that may be under way at a time.
 const RECHECKS: usize = 16;
-
-/// Request heads of Envoy have up to 60 KiB; metadata of the stream comes on top.
-const HEADER_LIST_BYTES: u32 = 64 * 1024;
 
 /// The mode bit of a directory whose files get its group.
 const SETGID: u32 = 0o2000;
@@ -217,8 +204,7 @@ pub async fn run(config: Config) -> Result<(), Error> {
         served
     };
     match tokio::time::timeout(config.drain, ended).await {
-        Ok(Ok(Ok(()))) => info!("stopped"),
-        Ok(Ok(Err(error))) => warn!(%error, "stopped"),
+        Ok(Ok(())) => info!("stopped"),
         Ok(Err(error)) => warn!(%error, "stopped"),
         Err(_) => warn!("stopped with streams or fills still open, their copies are dropped"),
     }
@@ -358,28 +344,16 @@ fn listen_hint(error: &io::Error) -> String {
     }
 }
 
-async fn serve(
-    shared: Arc<Shared>,
-    incoming: Incoming,
-    draining: CancellationToken,
-) -> Result<(), tonic::transport::Error> {
-    let router = Server::builder()
-        .max_concurrent_streams(STREAMS_PER_CONNECTION)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .http2_max_header_list_size(HEADER_LIST_BYTES)
-        .tcp_nodelay(true)
-        .add_service(extproc::Service::new(shared));
-    let draining = draining.cancelled_owned();
+async fn serve(shared: Arc<Shared>, incoming: Incoming, draining: CancellationToken) {
     match incoming {
         Incoming::Tcp(listener, _) => {
-            let streams = TcpListenerStream::new(listener);
-            router.serve_with_incoming_shutdown(streams, draining).await
+            let listener = listener.tap_io(|stream| {
+                // Without it an answer may wait for Envoy to acknowledge the one before.
+                let _ = stream.set_nodelay(true);
+            });
+            extproc::serve(listener, shared, draining).await;
         }
-        Incoming::Unix(listener, _file) => {
-            let streams = UnixListenerStream::new(listener);
-            router.serve_with_incoming_shutdown(streams, draining).await
-        }
+        Incoming::Unix(listener, _file) => extproc::serve(listener, shared, draining).await,
     }
 }
 

@@ -543,7 +543,7 @@ impl RawSignature {
             let key = check.hex(&format!("signature.pairs[{index}].key"), &pair.key);
             let salt = check.hex(&format!("signature.pairs[{index}].salt"), &pair.salt);
             if let (Some(key), Some(salt)) = (key, salt) {
-                pairs.push(KeyPair { key, salt });
+                pairs.push(KeyPair::new(&key, &salt));
             }
         }
         let trusted = self

@@ -210,7 +210,7 @@ impl Conversation {
             return None;
         };
         let Waiting { session, wait } = *waiting;
-        let event = self.wait(wait).await;
+        let event = Box::pin(self.wait(wait)).await;
         Some(self.handle(session, event, Phase::RequestHeaders).await)
     }
 
@@ -287,7 +287,7 @@ impl Conversation {
                             self.state = State::Waiting(Box::new(Waiting { session, wait }));
                             return wire::wait(extension);
                         }
-                        None => event = self.wait(Wait::Follow(follow)).await,
+                        None => event = Box::pin(self.wait(Wait::Follow(follow))).await,
                     }
                 }
                 Effect::ClaimRefresh(key) => {
@@ -319,7 +319,7 @@ impl Conversation {
                                 self.state = State::Waiting(Box::new(Waiting { session, wait }));
                                 return wire::wait(extension);
                             }
-                            None => event = self.wait(Wait::Fetch(fetch)).await,
+                            None => event = Box::pin(self.wait(Wait::Fetch(fetch))).await,
                         },
                     }
                 }

@@ -16,5 +16,5 @@ mod wire;
 
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::route_metadata::fuzzing;
-pub use self::service::{Routes, Service};
+pub use self::service::{Routes, serve};
 pub use self::shared::{Patience, Shared};

@@ -2,31 +2,48 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
-use std::future::{Ready, ready};
+use std::future::ready;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use axum::serve::Listener;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
-use http::HeaderMap;
 use http::header::CONTENT_TYPE;
+use http::{HeaderMap, Request, Response};
 use http_body::Frame;
-use prost::Message as _;
-use tonic::body::Body;
-use tonic::codec::{DecodeBuf, Decoder};
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio_util::sync::CancellationToken;
+use tonic::codec::{BufferSettings, DecodeBuf, Decoder};
 use tonic::metadata::GRPC_CONTENT_TYPE;
-use tonic::server::NamedService;
 use tonic::{Status, Streaming};
+use tracing::debug;
 
 use super::answer::Answer;
 use super::driver::Conversation;
 use super::incoming::ProcessingRequest;
 use super::route_metadata;
 use super::shared::Shared;
-use super::wire::{RouteAttributes, SERVICE_NAME};
+use super::wire::RouteAttributes;
 use crate::policy::{BypassReason, Policy};
+
+/// Streams that one connection of Envoy may have at a time; Envoy opens a connection for each of
+/// its workers, and another when this is reached.
+const STREAMS_PER_CONNECTION: u32 = 4096;
+
+/// What Envoy may send on one stream, and on one connection, before it waits for us. Bodies pass in
+/// pieces of up to 1 MiB, and all streams of a worker share a connection.
+const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+
+/// Request heads of Envoy have up to 60 KiB; metadata of the stream comes on top.
+const HEADER_LIST_BYTES: u32 = 64 * 1024;
 
 /// The only method of the service.
 const PROCESS: &str = "/envoy.service.ext_proc.v3.ExternalProcessor/Process";
@@ -37,6 +54,9 @@ const POLICY_METADATA: &str = "x-afterimage-policy";
 /// The largest message that is taken. Envoy sends a body in pieces of at most its buffer limit,
 /// 1 MiB unless raised.
 const LARGEST_MESSAGE_BYTES: usize = 16 * 1024 * 1024;
+
+/// What a stream's buffer for messages begins with: a request's head, mostly.
+const RECEIVED_BYTES: usize = 1024;
 
 /// Which policy a route means.
 #[derive(Debug)]
@@ -105,63 +125,65 @@ impl Routes {
     }
 }
 
-/// The gRPC service `envoy.service.ext_proc.v3.ExternalProcessor`.
+/// Answers the streams of Envoy's connections to `listener` until `draining` is cancelled; returns when
+/// those that are open then have ended.
 ///
-/// It stands in the place of tonic's generated one, which copies every image into its message, and the
-/// message into its frames.
-#[derive(Debug, Clone)]
-pub struct Service {
-    shared: Arc<Shared>,
-}
-
-impl Service {
-    /// A service of conversations that share this.
-    pub fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
-    }
-
-    fn answer(&self, request: http::Request<Body>) -> http::Response<Body> {
-        if request.uri().path() != PROCESS {
-            return Status::unimplemented(request.uri().path().to_owned()).into_http();
-        }
-        let (head, body) = request.into_parts();
-        let policy = head
-            .headers
-            .get(POLICY_METADATA)
-            .map(|name| String::from_utf8_lossy(name.as_bytes()).into_owned());
-        let inbound = Streaming::new_request(Messages, body, None, Some(LARGEST_MESSAGE_BYTES));
-        let conversation = Conversation::new(Arc::clone(&self.shared), inbound, policy);
-        let answers = stream::unfold(conversation, async |mut conversation| {
-            let answer = conversation.next().await?;
-            Some((answer, conversation))
+/// This is the gRPC service `envoy.service.ext_proc.v3.ExternalProcessor` with tonic's messages and
+/// statuses, but without its server, which copies every image into its message and the message into its
+/// frames, and takes every request through layers that a service with one method does not need.
+pub async fn serve<L: Listener>(mut listener: L, shared: Arc<Shared>, draining: CancellationToken) {
+    let connections = GracefulShutdown::new();
+    loop {
+        let (stream, _) = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = draining.cancelled() => break,
+        };
+        let shared = Arc::clone(&shared);
+        let connection = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(STREAMS_PER_CONNECTION)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_header_list_size(HEADER_LIST_BYTES)
+            .auto_date_header(false)
+            .serve_connection(
+                TokioIo::new(stream),
+                service_fn(move |request| ready(Ok::<_, Infallible>(answer(&shared, request)))),
+            );
+        let connection = connections.watch(connection);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                debug!(%error, "connection of Envoy has ended");
+            }
         });
-        let mut response = http::Response::new(Body::new(Answers {
-            answers: Some(answers.boxed()),
-            pieces: VecDeque::new(),
-        }));
-        response
-            .headers_mut()
-            .insert(CONTENT_TYPE, GRPC_CONTENT_TYPE);
-        response
     }
+    drop(listener);
+    connections.shutdown().await;
 }
 
-impl NamedService for Service {
-    const NAME: &'static str = SERVICE_NAME;
-}
-
-impl tower_service::Service<http::Request<Body>> for Service {
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = Ready<Result<Self::Response, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
+fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<Answers> {
+    if request.uri().path() != PROCESS {
+        return Status::unimplemented(request.uri().path()).into_http();
     }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        ready(Ok(self.answer(request)))
-    }
+    let (head, body) = request.into_parts();
+    let policy = head
+        .headers
+        .get(POLICY_METADATA)
+        .map(|name| String::from_utf8_lossy(name.as_bytes()).into_owned());
+    let inbound = Streaming::new_request(Messages, body, None, Some(LARGEST_MESSAGE_BYTES));
+    let conversation = Box::new(Conversation::new(Arc::clone(shared), inbound, policy));
+    let answers = stream::unfold(conversation, async |mut conversation| {
+        let answer = conversation.next().await?;
+        Some((answer, conversation))
+    });
+    let mut response = Response::new(Answers {
+        answers: Some(answers.boxed()),
+        pieces: VecDeque::new(),
+    });
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, GRPC_CONTENT_TYPE);
+    response
 }
 
 /// Reads messages.
@@ -172,13 +194,18 @@ impl Decoder for Messages {
     type Error = Status;
 
     fn decode(&mut self, bytes: &mut DecodeBuf<'_>) -> Result<Option<Self::Item>, Status> {
-        ProcessingRequest::decode(bytes)
+        ProcessingRequest::read(bytes)
             .map(Some)
             .map_err(|error| Status::internal(error.to_string()))
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        BufferSettings::new(RECEIVED_BYTES, RECEIVED_BYTES)
     }
 }
 
 /// The body of the HTTP/2 response: answers as they come, and the status as its trailers.
+#[derive(Default)]
 struct Answers {
     /// `None` after the last.
     answers: Option<BoxStream<'static, Result<Answer, Status>>>,

@@ -92,9 +92,33 @@ impl Shared {
         method: LookupMethod,
         begin: Stopwatch,
     ) -> Fetched {
-        let result = self.fetch(key, method, begin).await;
+        let fetched = match self.remembered(key) {
+            Some(fetched) => fetched,
+            // In a box, because what every conversation has room for should not be what few need.
+            None => Box::pin(self.fetch(key, method, begin))
+                .await
+                .unwrap_or_else(|error| Fetched::nothing(reason(key, &error))),
+        };
         self.metrics.lookup(begin.elapsed());
-        result.unwrap_or_else(|error| Fetched::nothing(reason(key, &error)))
+        fetched
+    }
+
+    /// Gets an entry from memory, unless a fill that is not confirmed yet may have a later one.
+    fn remembered(&self, key: &Key) -> Option<Fetched> {
+        if !self.fills.memory.is_on() || self.fills.in_flight.has(key) {
+            return None;
+        }
+        let is_hidden = self.hiding(key);
+        let hit = self.fills.memory.get(key);
+        let hit = hit.filter(|hit| !is_hidden(&hit.entry.record));
+        self.metrics.memory_lookup(hit.is_some());
+        let hit = hit?;
+        let record = Arc::clone(&hit.entry.record);
+        let body = StoredBody::Held(vec![hit.entry.body.clone()]);
+        if hit.is_due {
+            self.recheck(key.clone(), hit.entry);
+        }
+        Some(Fetched::of(record, body))
     }
 
     /// Gets an entry: from a fill that is not confirmed yet, else from the store; its body whole
@@ -146,6 +170,17 @@ impl Shared {
         })
     }
 
+    /// Tells of a record that is read from now on whether it was invalidated. What is read may be deleted
+    /// meanwhile, and the mark with it, so that marks are looked for before and after.
+    fn hiding(&self, key: &Key) -> impl Fn(&Record) -> bool {
+        let marks = &self.fills.marks;
+        let before = marks.horizon(key.source());
+        move |record| {
+            let horizon = before.max(marks.horizon(key.source()));
+            horizon.is_some_and(|horizon| record.response_time <= horizon)
+        }
+    }
+
     /// Compares what memory has with the store, in the background. What is not there any more, or not
     /// the same, goes; a store that does not answer changes nothing.
     fn recheck(&self, key: Key, entry: Arc<Kept>) {
@@ -167,13 +202,7 @@ impl Shared {
 
     /// Everything of [`Shared::fetch`] that needs no room.
     async fn find(&self, key: &Key, method: LookupMethod) -> Result<Source, store::Error> {
-        let found = |record, body| {
-            Source::Fetched(Fetched {
-                answer: Answer::Found { record, body },
-                body: None,
-                room: None,
-            })
-        };
+        let found = |record, body| Source::Fetched(Fetched::of(record, body));
         let nothing = || Source::Fetched(Fetched::nothing(MissReason::Absent));
         if let Some(held) = self.fills.in_flight.get(key).await
             && !self.fills.marks.hide_asked(key.source(), held.asked)
@@ -181,26 +210,7 @@ impl Shared {
             let body = StoredBody::Held(held.chunks.clone());
             return Ok(found(Arc::clone(&held.record), body));
         }
-        // What is read may be deleted meanwhile, so it is asked twice.
-        let marks = &self.fills.marks;
-        let before = marks.horizon(key.source());
-        let is_hidden = |record: &Record| {
-            let horizon = before.max(marks.horizon(key.source()));
-            horizon.is_some_and(|horizon| record.response_time <= horizon)
-        };
-        let kept = self.fills.memory.get(key);
-        let kept = kept.filter(|hit| !is_hidden(&hit.entry.record));
-        if self.fills.memory.is_on() {
-            self.metrics.memory_lookup(kept.is_some());
-        }
-        if let Some(hit) = kept {
-            let record = Arc::clone(&hit.entry.record);
-            let body = StoredBody::Held(vec![hit.entry.body.clone()]);
-            if hit.is_due {
-                self.recheck(key.clone(), hit.entry);
-            }
-            return Ok(found(record, body));
-        }
+        let is_hidden = self.hiding(key);
         let invalidated = || Source::Fetched(Fetched::nothing(MissReason::Invalidated));
         Ok(match method {
             LookupMethod::Head => match self.store.head(key).await? {
@@ -218,6 +228,15 @@ impl Shared {
 }
 
 impl Fetched {
+    /// An entry that is held.
+    fn of(record: Arc<Record>, body: StoredBody) -> Self {
+        Self {
+            answer: Answer::Found { record, body },
+            body: None,
+            room: None,
+        }
+    }
+
     fn nothing(reason: MissReason) -> Self {
         Self {
             answer: Answer::Nothing(reason),

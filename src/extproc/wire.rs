@@ -14,24 +14,61 @@ use envoy_types::pb::envoy::extensions::filters::http::ext_proc::v3::processing_
 use envoy_types::pb::envoy::service::ext_proc::v3 as pb;
 use envoy_types::pb::envoy::service::ext_proc::v3::processing_response::Response;
 use envoy_types::pb::envoy::service::ext_proc::v3::streamed_immediate_response::Response as Streamed;
-use envoy_types::pb::envoy::r#type::v3::HttpStatus;
-use envoy_types::pb::google::protobuf::{Duration as DurationPb, Struct, Value, value};
+use envoy_types::pb::google::protobuf::Duration as DurationPb;
 use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
 use super::answer::Answer;
-use super::incoming::{Part, ProcessingRequest};
+use super::incoming::{HttpHeaders, Part, ProcessingRequest, Struct};
 use crate::policy::{Forward, Provenance, RequestHead, ResponseHead};
 use crate::session::{Hit, Passed};
 
 use pb::ProcessingResponse;
-pub(super) use pb::external_processor_server::SERVICE_NAME;
 
 /// The name under which Envoy sends the attributes that the filter asks for.
 const FILTER: &str = "envoy.filters.http.ext_proc";
 
 /// Dynamic metadata namespace.
 const NAMESPACE: &str = "afterimage";
+
+/// Most heads have no more fields; with as many a map has the smallest of its sizes that holds them.
+const EXPECTED_FIELDS: usize = 12;
+
+/// Numbers of the fields that we write ourselves, by the message that they are in.
+mod field {
+    /// `envoy.service.ext_proc.v3.ProcessingResponse`
+    pub(super) const IMMEDIATE_RESPONSE: u32 = 7;
+    pub(super) const DYNAMIC_METADATA: u32 = 8;
+
+    /// `envoy.service.ext_proc.v3.ImmediateResponse`
+    pub(super) mod immediate_response {
+        pub(in super::super) const STATUS: u32 = 1;
+        pub(in super::super) const HEADERS: u32 = 2;
+        pub(in super::super) const DETAILS: u32 = 5;
+    }
+
+    /// `envoy.type.v3.HttpStatus`
+    pub(super) const CODE: u32 = 1;
+
+    /// `envoy.service.ext_proc.v3.HeaderMutation`
+    pub(super) const SET_HEADERS: u32 = 1;
+
+    /// `envoy.config.core.v3.HeaderValueOption`
+    pub(super) const HEADER: u32 = 1;
+    pub(super) const APPEND_ACTION: u32 = 3;
+
+    /// `envoy.config.core.v3.HeaderValue`, and the entries of a map
+    pub(super) const KEY: u32 = 1;
+    pub(super) const RAW_VALUE: u32 = 3;
+    pub(super) const VALUE: u32 = 2;
+
+    /// `google.protobuf.Struct`
+    pub(super) const FIELDS: u32 = 1;
+
+    /// `google.protobuf.Value`
+    pub(super) const STRING_VALUE: u32 = 3;
+    pub(super) const STRUCT_VALUE: u32 = 5;
+}
 
 /// A message, by what it says.
 #[derive(Debug)]
@@ -68,12 +105,20 @@ pub(super) struct RouteAttributes {
 
 /// Reads a message; `None` for one without content.
 pub(super) fn read(message: ProcessingRequest) -> Option<Message> {
-    let mut attributes = message.attributes;
-    let attributes = attributes.remove(FILTER).unwrap_or_default();
+    let mut attributes = message.attributes.into_iter();
+    let attributes = attributes
+        .rfind(|attributes| attributes.filter == FILTER)
+        .and_then(|attributes| attributes.values)
+        .unwrap_or_default();
     Some(match message.request? {
         Part::RequestHeaders(headers) => {
-            let peer = text(&attributes, "source.address").and_then(address);
-            Message::Request(request_head(headers, peer), route_attributes(attributes))
+            let peer = attributes.text("source.address").and_then(address);
+            let text = |name| attributes.text(name).map(str::to_owned);
+            let route = RouteAttributes {
+                metadata: text("xds.route_metadata"),
+                name: text("xds.route_name"),
+            };
+            Message::Request(request_head(headers, peer), route)
         }
         Part::ResponseHeaders(headers) => Message::Response(response_head(headers, &attributes)),
         Part::ResponseBody(body) => Message::ResponseBody {
@@ -104,7 +149,7 @@ pub(super) fn pass(phase: Phase) -> Answer {
 /// Sends the request on as it is, and asks for nothing more of this exchange.
 pub(super) fn bypass() -> Answer {
     let response = Response::RequestHeaders(pb::HeadersResponse::default());
-    Answer::new(ProcessingResponse {
+    Answer::new(&ProcessingResponse {
         mode_override: Some(mode(HeaderSendMode::Skip, BodySendMode::None)),
         ..message(response)
     })
@@ -121,7 +166,7 @@ pub(super) fn hand_over(name: &HeaderName, value: &HeaderValue) -> Answer {
         )],
         remove_headers: Vec::new(),
     };
-    Answer::new(ProcessingResponse {
+    Answer::new(&ProcessingResponse {
         mode_override: Some(mode(HeaderSendMode::Skip, BodySendMode::None)),
         ..message(Response::RequestHeaders(pb::HeadersResponse {
             response: Some(pb::CommonResponse {
@@ -165,7 +210,7 @@ pub(super) fn forward(changes: &Forward) -> Answer {
 
 /// Asks for as much time for the answer to this message. Works once for a message.
 pub(super) fn wait(time: Duration) -> Answer {
-    Answer::new(ProcessingResponse {
+    Answer::new(&ProcessingResponse {
         override_message_timeout: Some(DurationPb {
             seconds: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
             // Below a billion.
@@ -203,7 +248,7 @@ pub(super) fn respond(passed: &Passed, wants_body: bool) -> Answer {
     } else {
         BodySendMode::None
     };
-    Answer::new(ProcessingResponse {
+    Answer::new(&ProcessingResponse {
         mode_override: Some(mode(HeaderSendMode::Default, body)),
         ..message(Response::ResponseHeaders(pb::HeadersResponse {
             response: Some(pb::CommonResponse {
@@ -216,27 +261,28 @@ pub(super) fn respond(passed: &Passed, wants_body: bool) -> Answer {
 
 /// A whole answer in one message. Envoy sets `content-length`.
 pub(super) fn immediate(hit: &Hit, chunks: Vec<Bytes>) -> Answer {
-    let response = message(Response::ImmediateResponse(pb::ImmediateResponse {
-        status: Some(HttpStatus {
-            code: i32::from(hit.status.as_u16()),
-        }),
-        headers: Some(pb::HeaderMutation {
-            set_headers: joined(&hit.headers)
-                .map(|(name, value)| {
-                    header_option(
-                        name.as_str(),
-                        value,
-                        HeaderAppendAction::OverwriteIfExistsOrAdd,
-                    )
-                })
-                .collect(),
-            remove_headers: Vec::new(),
-        }),
-        body: Vec::new(),
-        grpc_status: None,
-        details: "afterimage_hit".to_owned(),
-    }));
-    Answer::immediate(response, chunks)
+    let mut answer = Answer::immediate(chunks);
+    answer
+        .fields()
+        .nested(field::IMMEDIATE_RESPONSE, |response| {
+            response.nested(field::immediate_response::STATUS, |status| {
+                status.number(field::CODE, u64::from(hit.status.as_u16()));
+            });
+            response.nested(field::immediate_response::HEADERS, |mutation| {
+                for name in hit.headers.keys() {
+                    mutation.nested(field::SET_HEADERS, |option| {
+                        option.nested(field::HEADER, |header| {
+                            header.bytes(field::KEY, name.as_str().as_bytes());
+                            header.joined(field::RAW_VALUE, values(&hit.headers, name));
+                        });
+                        let action = HeaderAppendAction::OverwriteIfExistsOrAdd;
+                        option.number(field::APPEND_ACTION, action as u64);
+                    });
+                }
+            });
+            response.bytes(field::immediate_response::DETAILS, b"afterimage_hit");
+        });
+    answer
 }
 
 /// The first message of a streamed answer of `length` bytes, the only one if `is_end`.
@@ -248,14 +294,17 @@ pub(super) fn streamed_head(hit: &Hit, length: u64, is_end: bool) -> Answer {
     let headers = own
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value))
-        .chain(joined(&hit.headers).map(|(name, value)| (name.as_str().to_owned(), value)))
+        .chain(hit.headers.keys().map(|name| {
+            let values: Vec<_> = values(&hit.headers, name).collect();
+            (name.as_str().to_owned(), values.join(&b", "[..]))
+        }))
         .map(|(key, raw_value)| core::HeaderValue {
             key,
             raw_value,
             ..core::HeaderValue::default()
         })
         .collect();
-    Answer::new(streamed(Streamed::HeadersResponse(pb::HttpHeaders {
+    Answer::new(&streamed(Streamed::HeadersResponse(pb::HttpHeaders {
         headers: Some(core::HeaderMap { headers }),
         end_of_stream: is_end,
         ..pb::HttpHeaders::default()
@@ -268,7 +317,7 @@ pub(super) fn streamed_body(bytes: Bytes, is_end: bool) -> Answer {
         end_of_stream: is_end,
         ..pb::StreamedBodyResponse::default()
     }));
-    Answer::streamed(response, bytes)
+    Answer::streamed(&response, bytes)
 }
 
 /// Adds our words to the request's dynamic metadata, for access logs.
@@ -278,31 +327,32 @@ pub(super) fn with_outcome(
     outcome: &str,
     reason: &str,
 ) -> Answer {
-    let text = |text: &str| Value {
-        kind: Some(value::Kind::StringValue(text.to_owned())),
-    };
-    let words = Struct {
-        fields: [
-            ("policy".to_owned(), text(policy)),
-            ("outcome".to_owned(), text(outcome)),
-            ("reason".to_owned(), text(reason)),
-        ]
-        .into(),
-    };
-    answer.message.dynamic_metadata = Some(Struct {
-        fields: [(
-            NAMESPACE.to_owned(),
-            Value {
-                kind: Some(value::Kind::StructValue(words)),
-            },
-        )]
-        .into(),
+    answer.fields().nested(field::DYNAMIC_METADATA, |metadata| {
+        metadata.nested(field::FIELDS, |entry| {
+            entry.bytes(field::KEY, NAMESPACE.as_bytes());
+            entry.nested(field::VALUE, |value| {
+                value.nested(field::STRUCT_VALUE, |words| {
+                    for (name, word) in [
+                        ("policy", &**policy),
+                        ("outcome", outcome),
+                        ("reason", reason),
+                    ] {
+                        words.nested(field::FIELDS, |entry| {
+                            entry.bytes(field::KEY, name.as_bytes());
+                            entry.nested(field::VALUE, |value| {
+                                value.bytes(field::STRING_VALUE, word.as_bytes());
+                            });
+                        });
+                    }
+                });
+            });
+        });
     });
     answer
 }
 
 fn response(response: Response) -> Answer {
-    Answer::new(message(response))
+    Answer::new(&message(response))
 }
 
 fn message(response: Response) -> ProcessingResponse {
@@ -345,50 +395,41 @@ fn header_option(
     }
 }
 
-/// Field lines of one name as one value (RFC 9110 section 5.3), since Envoy keeps only the last.
-fn joined(headers: &HeaderMap) -> impl Iterator<Item = (&HeaderName, Vec<u8>)> {
-    headers.keys().map(|name| {
-        let mut values = headers.get_all(name).iter();
-        let mut value = values
-            .next()
-            .map(|value| value.as_bytes().to_vec())
-            .unwrap_or_default();
-        for next in values {
-            value.extend_from_slice(b", ");
-            value.extend_from_slice(next.as_bytes());
-        }
-        (name, value)
-    })
+/// The field lines of one name. They are to become one value (RFC 9110 section 5.3), since Envoy keeps
+/// only the last.
+fn values<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
+    headers.get_all(name).iter().map(HeaderValue::as_bytes)
 }
 
-/// A head's pseudo-fields and fields. A field that HTTP forbids is left out.
-fn fields(headers: pb::HttpHeaders) -> (Pseudo, HeaderMap) {
-    let list = headers.headers.unwrap_or_default().headers;
+/// A head's pseudo-fields and fields; `None` where it cannot be read. A field that HTTP forbids is left
+/// out.
+fn fields(headers: HttpHeaders) -> Option<(Pseudo, HeaderMap)> {
     let mut pseudo = Pseudo::default();
-    let mut map = HeaderMap::with_capacity(list.len());
-    for header in list {
+    let mut map = HeaderMap::with_capacity(EXPECTED_FIELDS);
+    let read = headers.each(|header| {
         let value = if header.raw_value.is_empty() {
-            Bytes::from(header.value)
+            header.value
         } else {
-            Bytes::from(header.raw_value)
+            header.raw_value
         };
-        match header.key.as_str() {
-            ":method" => pseudo.method = value,
-            ":path" => pseudo.path = value,
-            ":authority" => pseudo.authority = value,
-            ":status" => pseudo.status = value,
-            key if key.starts_with(':') => {}
-            _ => {
+        match &*header.key {
+            b":method" => pseudo.method = value,
+            b":path" => pseudo.path = value,
+            b":authority" => pseudo.authority = value,
+            b":status" => pseudo.status = value,
+            [b':', ..] => {}
+            name => {
                 if let (Ok(name), Ok(value)) = (
-                    HeaderName::try_from(header.key),
+                    HeaderName::from_bytes(name),
                     HeaderValue::from_maybe_shared(value),
                 ) {
                     map.append(name, value);
                 }
             }
         }
-    }
-    (pseudo, map)
+    });
+    read.ok()?;
+    Some((pseudo, map))
 }
 
 #[derive(Default)]
@@ -400,9 +441,9 @@ struct Pseudo {
 }
 
 /// `None` without a method: never taken for a GET.
-fn request_head(headers: pb::HttpHeaders, peer: Option<IpAddr>) -> Option<RequestHead> {
+fn request_head(headers: HttpHeaders, peer: Option<IpAddr>) -> Option<RequestHead> {
     let has_body = !headers.end_of_stream;
-    let (pseudo, headers) = fields(headers);
+    let (pseudo, headers) = fields(headers)?;
     Some(RequestHead {
         method: Method::from_bytes(&pseudo.method).ok()?,
         authority: pseudo.authority,
@@ -419,14 +460,14 @@ fn address(text: &str) -> Option<IpAddr> {
     Some(socket.ip())
 }
 
-fn response_head(headers: pb::HttpHeaders, attributes: &Struct) -> Option<ResponseHead> {
+fn response_head(headers: HttpHeaders, attributes: &Struct) -> Option<ResponseHead> {
     let has_body = !headers.end_of_stream;
-    let (pseudo, headers) = fields(headers);
+    let (pseudo, headers) = fields(headers)?;
     Some(ResponseHead {
         status: StatusCode::from_bytes(&pseudo.status).ok()?,
         headers,
         has_body,
-        provenance: match text(attributes, "response.code_details") {
+        provenance: match attributes.text("response.code_details") {
             Some("via_upstream") => Provenance::Upstream,
             Some(_) => Provenance::Local,
             None => Provenance::Unknown,
@@ -434,35 +475,22 @@ fn response_head(headers: pb::HttpHeaders, attributes: &Struct) -> Option<Respon
     })
 }
 
-fn route_attributes(mut attributes: Struct) -> RouteAttributes {
-    let mut take = |name: &str| match attributes.fields.remove(name)?.kind? {
-        value::Kind::StringValue(text) => Some(text),
-        _ => None,
-    };
-    RouteAttributes {
-        metadata: take("xds.route_metadata"),
-        name: take("xds.route_name"),
-    }
-}
-
-fn text<'a>(attributes: &'a Struct, name: &str) -> Option<&'a str> {
-    match attributes.fields.get(name)?.kind.as_ref()? {
-        value::Kind::StringValue(text) => Some(text),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use envoy_types::pb::envoy::r#type::v3::HttpStatus;
+    use envoy_types::pb::google::protobuf as google;
+    use prost::Message as _;
+
+    use super::super::incoming;
     use super::*;
 
-    fn head(pairs: &[(&str, &[u8])], end_of_stream: bool) -> pb::HttpHeaders {
-        pb::HttpHeaders {
+    fn head(pairs: &[(&str, &[u8])], end_of_stream: bool) -> HttpHeaders {
+        let sent = pb::HttpHeaders {
             headers: Some(core::HeaderMap {
                 headers: pairs
                     .iter()
-                    .map(|(key, value)| core::HeaderValue {
-                        key: (*key).to_owned(),
+                    .map(|&(key, value)| core::HeaderValue {
+                        key: key.to_owned(),
                         raw_value: value.to_vec(),
                         ..core::HeaderValue::default()
                     })
@@ -470,7 +498,8 @@ mod tests {
             }),
             end_of_stream,
             ..pb::HttpHeaders::default()
-        }
+        };
+        HttpHeaders::decode(&*sent.encode_to_vec()).unwrap()
     }
 
     #[test]
@@ -494,14 +523,13 @@ mod tests {
 
     #[test]
     fn only_via_upstream_counts_as_the_upstream_s() {
-        let attributes = |details: &str| Struct {
-            fields: [(
-                "response.code_details".to_owned(),
-                Value {
-                    kind: Some(value::Kind::StringValue(details.to_owned())),
-                },
-            )]
-            .into(),
+        let attributes = |details: &'static str| Struct {
+            fields: vec![incoming::Field {
+                name: "response.code_details".into(),
+                value: Some(incoming::Value {
+                    string_value: Some(details.into()),
+                }),
+            }],
         };
         let provenance = |attributes: &Struct| {
             response_head(head(&[(":status", b"200")], false), attributes)
@@ -519,15 +547,94 @@ mod tests {
         assert_eq!(provenance(&Struct::default()), Provenance::Unknown);
     }
 
-    #[test]
-    fn repeated_fields_of_a_hit_are_joined_because_envoy_keeps_the_last() {
+    /// What Envoy reads.
+    fn sent(answer: Answer) -> ProcessingResponse {
+        let sent = answer.into_pieces().unwrap().into_iter().flatten();
+        let sent: Vec<u8> = sent.skip(5).collect();
+        ProcessingResponse::decode(&*sent).unwrap()
+    }
+
+    fn hit() -> Hit {
         let mut headers = HeaderMap::new();
         headers.append("link", HeaderValue::from_static("<a>"));
         headers.append("link", HeaderValue::from_static("<b>"));
-        let values: Vec<_> = joined(&headers).collect();
-        assert_eq!(
-            values,
-            [(&HeaderName::from_static("link"), b"<a>, <b>".to_vec())]
-        );
+        headers.append("age", HeaderValue::from_static("7"));
+        Hit {
+            status: StatusCode::PARTIAL_CONTENT,
+            headers,
+            body: crate::session::HitBody::Nothing,
+        }
+    }
+
+    /// Repeated fields are joined because Envoy keeps the last.
+    #[test]
+    fn a_hit_is_read_as_it_is_meant() {
+        let option = |(name, value): (&str, &[u8])| {
+            let action = HeaderAppendAction::OverwriteIfExistsOrAdd;
+            header_option(name, value.to_vec(), action)
+        };
+        let fields = [("link", &b"<a>, <b>"[..]), ("age", b"7")];
+        let meant = pb::ImmediateResponse {
+            status: Some(HttpStatus { code: 206 }),
+            headers: Some(pb::HeaderMutation {
+                set_headers: fields.map(option).into(),
+                remove_headers: Vec::new(),
+            }),
+            body: b"image".to_vec(),
+            grpc_status: None,
+            details: "afterimage_hit".to_owned(),
+        };
+        let read = sent(immediate(&hit(), vec![Bytes::from_static(b"image")]));
+        assert_eq!(read, message(Response::ImmediateResponse(meant)));
+
+        let read = sent(streamed_head(&hit(), 5, false));
+        let Some(Response::StreamedImmediateResponse(read)) = read.response else {
+            panic!("{read:?}")
+        };
+        let Some(Streamed::HeadersResponse(head)) = read.response else {
+            panic!("{read:?}")
+        };
+        let fields: Vec<_> = head
+            .headers
+            .unwrap()
+            .headers
+            .into_iter()
+            .map(|field| (field.key, String::from_utf8(field.raw_value).unwrap()))
+            .collect();
+        let expected = [
+            (":status", "206"),
+            ("content-length", "5"),
+            ("link", "<a>, <b>"),
+            ("age", "7"),
+        ];
+        assert_eq!(fields, expected.map(|(a, b)| (a.to_owned(), b.to_owned())));
+    }
+
+    #[test]
+    fn our_words_are_read_beside_whatever_the_answer_says() {
+        let text = |text: &str| google::Value {
+            kind: Some(google::value::Kind::StringValue(text.to_owned())),
+        };
+        let words = google::Struct {
+            fields: [("policy", "p"), ("outcome", "hit"), ("reason", "")]
+                .map(|(name, word)| (name.to_owned(), text(word)))
+                .into(),
+        };
+        let words = google::Value {
+            kind: Some(google::value::Kind::StructValue(words)),
+        };
+        let metadata = google::Struct {
+            fields: [(NAMESPACE.to_owned(), words)].into(),
+        };
+        let bare = ProcessingResponse {
+            mode_override: Some(mode(HeaderSendMode::Skip, BodySendMode::None)),
+            ..message(Response::RequestHeaders(pb::HeadersResponse::default()))
+        };
+        let read = sent(with_outcome(bypass(), &"p".into(), "hit", ""));
+        let expected = ProcessingResponse {
+            dynamic_metadata: Some(metadata),
+            ..bare
+        };
+        assert_eq!(read, expected);
     }
 }

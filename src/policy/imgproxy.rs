@@ -15,7 +15,9 @@ use std::fmt;
 use std::sync::LazyLock;
 
 use data_encoding::{BASE64URL_NOPAD, Encoding};
+use hmac::{Hmac, KeyInit as _, Mac as _};
 use http::{HeaderName, HeaderValue};
+use sha2::Sha256;
 
 use self::path::{ImagePath, Processing, Source, Target, UrlOption};
 use self::variant::Variant;
@@ -261,10 +263,19 @@ impl fmt::Debug for Signing {
 /// A key and a salt of imgproxy, decoded.
 #[derive(Clone)]
 pub struct KeyPair {
-    /// HMAC key.
-    pub key: Vec<u8>,
-    /// Prefix of the message.
-    pub salt: Vec<u8>,
+    /// What every signature begins with.
+    begun: Hmac<Sha256>,
+}
+
+impl KeyPair {
+    /// `key` is that of the HMAC, and `salt` comes before each message.
+    pub fn new(key: &[u8], salt: &[u8]) -> Self {
+        let begun = Hmac::new_from_slice(key)
+            .expect("HMAC takes keys of any length")
+            .chain_update(salt)
+            .chain_update(b"/");
+        Self { begun }
+    }
 }
 
 impl fmt::Debug for KeyPair {

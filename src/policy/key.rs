@@ -73,6 +73,9 @@ impl Policy {
     }
 }
 
+/// No object name is longer.
+const LONGEST_NAME_BYTES: usize = 180;
+
 /// Names one entry: where it is kept, and the proof of what it is for.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Key {
@@ -103,7 +106,9 @@ impl Key {
 
     /// `v1/<namespace>/<epoch>/<source, 32 hex digits>/<digest, 64 hex digits>`, at most 180 bytes.
     pub fn object_name(&self) -> String {
-        self.source.prefix() + &HEXLOWER.encode(&self.digest)
+        let mut name = self.source.prefix();
+        HEXLOWER.encode_append(&self.digest, &mut name);
+        name
     }
 
     /// The key of the response to `request` among those of this primary key that vary by `fields`
@@ -136,12 +141,15 @@ impl Source {
     /// `v1/<namespace>/<epoch>/<digest, 32 hex digits>/`: what the object names of its entries begin
     /// with, and no others.
     pub fn prefix(&self) -> String {
-        format!(
-            "v1/{}/{}/{}/",
-            self.namespace,
-            self.epoch,
-            HEXLOWER.encode(&self.digest[..16])
-        )
+        let mut prefix = String::with_capacity(LONGEST_NAME_BYTES);
+        prefix.push_str("v1/");
+        prefix.push_str(&self.namespace);
+        prefix.push('/');
+        prefix.push_str(&self.epoch.to_string());
+        prefix.push('/');
+        HEXLOWER.encode_append(&self.digest[..16], &mut prefix);
+        prefix.push('/');
+        prefix
     }
 }
 

@@ -55,7 +55,7 @@ impl Start {
                     && lookup.method == LookupMethod::Get
                     && !control.no_store
                     && !control.only_if_cached;
-                let asked = Asked {
+                let asked = Box::new(Asked {
                     policy: self.policy,
                     selected: None,
                     joins: if joins { ROUNDS } else { 0 },
@@ -63,7 +63,7 @@ impl Start {
                     request: head,
                     lookup: *lookup,
                     largest_bytes: self.largest_bytes,
-                };
+                });
                 (Session::LookingUp(LookingUp { asked, after: None }), effect)
             }
         }
@@ -198,7 +198,7 @@ pub(super) fn slice(chunks: Vec<Bytes>, mut first: u64, mut length: u64) -> Vec<
 /// The store was asked.
 #[derive(Debug)]
 pub struct LookingUp {
-    asked: Asked,
+    asked: Box<Asked>,
     /// What we fetched for this request before.
     after: Option<After>,
 }
@@ -231,7 +231,7 @@ impl LookingUp {
 impl Asked {
     /// What is stored was found as it is.
     fn judged(
-        self,
+        self: Box<Self>,
         record: Arc<Record>,
         body: StoredBody,
         freshness: Freshness,
@@ -293,7 +293,7 @@ impl Asked {
 
     /// The upstream was asked for this request; what is stored now is its answer to it.
     fn served_after(
-        self,
+        self: Box<Self>,
         after: After,
         record: &Record,
         body: StoredBody,
@@ -330,7 +330,7 @@ impl Asked {
 
     /// Asks the upstream: about what is stored with this request where its body is held, else with one of
     /// our own while this one waits.
-    fn ask(self, reason: MissReason, stored: Option<Stored>, now: Timestamp) -> Step {
+    fn ask(self: Box<Self>, reason: MissReason, stored: Option<Stored>, now: Timestamp) -> Step {
         if let (Some(stored), MissReason::Stale) = (&stored, reason)
             && matches!(stored.body, StoredBody::Streamed)
             && !self.lookup.control.only_if_cached
@@ -375,13 +375,13 @@ impl Asked {
         now: Timestamp,
     ) -> Option<Refresh> {
         let fetch = self.policy.fetch(&self.request, forward)?;
-        let asked = Self {
+        let asked = Box::new(Self {
             lookup: Lookup {
                 method: LookupMethod::Get,
                 ..self.lookup.clone()
             },
             ..self.clone()
-        };
+        });
         Some(Refresh {
             key: self.lookup.key.clone(),
             fetch,
@@ -409,7 +409,7 @@ impl Asked {
 /// A request of our own asks about the entry, while this one waits.
 #[derive(Debug)]
 pub struct Fetching {
-    asked: Asked,
+    asked: Box<Asked>,
     since: Timestamp,
 }
 
@@ -441,7 +441,7 @@ impl Fetching {
 /// Nothing usable is stored.
 #[derive(Debug)]
 pub struct Joining {
-    asked: Asked,
+    asked: Box<Asked>,
     reason: MissReason,
     stored: Option<Stored>,
 }
@@ -462,7 +462,7 @@ impl Joining {
 /// Another request for the same is under way.
 #[derive(Debug)]
 pub struct Following {
-    asked: Asked,
+    asked: Box<Asked>,
 }
 
 impl Following {
@@ -477,7 +477,7 @@ impl Following {
 /// The entry is stale but may be served while one request refreshes it.
 #[derive(Debug)]
 pub struct Claiming {
-    asked: Asked,
+    asked: Box<Asked>,
     record: Arc<Record>,
     body: StoredBody,
     age: u64,
@@ -517,7 +517,7 @@ impl Claiming {
 
 impl Asked {
     /// Looks up once more, from the primary key on: another variant may be the one by now.
-    fn look_up_again(mut self, after: Option<After>) -> Step {
+    fn look_up_again(mut self: Box<Self>, after: Option<After>) -> Step {
         if let Some(selected) = self.selected.take() {
             self.lookup.key = selected.primary;
         }
@@ -529,7 +529,12 @@ impl Asked {
     }
 
     /// Sends the request on, unless another one for the same is under way.
-    fn send_on(self, reason: MissReason, stored: Option<Stored>, now: Timestamp) -> Step {
+    fn send_on(
+        self: Box<Self>,
+        reason: MissReason,
+        stored: Option<Stored>,
+        now: Timestamp,
+    ) -> Step {
         let is_same_for_all = match reason {
             MissReason::Absent
             | MissReason::Variant
@@ -558,7 +563,12 @@ impl Asked {
     }
 
     /// Looks up the variant that this request selects.
-    fn select(mut self, variants: &Variants, after: Option<After>, now: Timestamp) -> Step {
+    fn select(
+        mut self: Box<Self>,
+        variants: &Variants,
+        after: Option<After>,
+        now: Timestamp,
+    ) -> Step {
         if self.selected.is_some() {
             return self.forward(MissReason::Corrupt, None, now);
         }
@@ -594,7 +604,7 @@ impl Asked {
     }
 
     /// Answers without a stored response (RFC 9111 section 5.2.1.7).
-    fn refuse(self, reason: MissReason) -> Step {
+    fn refuse(self: Box<Self>, reason: MissReason) -> Step {
         let status = self.member(CacheStatus::Refused, reason.as_str());
         let report = Report::Miss {
             reason,
@@ -610,7 +620,12 @@ impl Asked {
 
     /// Sends the request on. What is `stored` and held is asked about with its own validators, and
     /// stands in for an error where it may.
-    fn forward(self, reason: MissReason, stored: Option<Stored>, now: Timestamp) -> Step {
+    fn forward(
+        self: Box<Self>,
+        reason: MissReason,
+        stored: Option<Stored>,
+        now: Timestamp,
+    ) -> Step {
         if self.lookup.control.only_if_cached {
             return self.refuse(MissReason::OnlyIfCached);
         }
@@ -678,7 +693,7 @@ enum Role {
 /// The request was sent on; the upstream has not answered yet.
 #[derive(Debug)]
 pub struct Forwarded {
-    asked: Asked,
+    asked: Box<Asked>,
     role: Role,
     pub(super) reason: MissReason,
     request_time: Timestamp,
@@ -806,11 +821,7 @@ impl Forwarded {
                         largest_bytes: asked.largest_bytes,
                         content: storable.content.clone(),
                         head: Vec::new(),
-                        asked: asked
-                            .policy
-                            .upstream
-                            .is_some()
-                            .then(|| Box::new(asked.clone())),
+                        asked: asked.policy.upstream.is_some().then(|| asked.clone()),
                     },
                     begun: self.passed(head.status, true),
                     lost: self.passed(head.status, false),

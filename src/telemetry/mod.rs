@@ -4,8 +4,6 @@ pub mod admin;
 mod lines;
 pub mod metrics;
 
-use std::io::IsTerminal as _;
-
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::FmtSpan;
 
@@ -37,7 +35,6 @@ pub fn init(format: LogFormat, filter: &str) -> Result<Flush, String> {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(lines)
-        .with_ansi(std::io::stderr().is_terminal())
         .with_span_events(FmtSpan::NONE);
     match format {
         LogFormat::Text => builder.with_target(false).init(),

@@ -9,7 +9,7 @@ use afterimage::clock::{Clock, Timestamp};
 use afterimage::collapse::{Groups, InFlight, Refreshes};
 use afterimage::config::Config;
 use afterimage::entry::Record;
-use afterimage::extproc::{Patience, Routes, Service, Shared};
+use afterimage::extproc::{self, Patience, Routes, Shared};
 use afterimage::fetch::Fetcher;
 use afterimage::fill::{Fills, Pace};
 use afterimage::marks::{Bounds, Marks};
@@ -36,10 +36,11 @@ use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore, mpsc};
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::Streaming;
-use tonic::transport::{Channel, Server};
+use tonic::transport::Channel;
 
 use crate::support::wait;
 
@@ -114,8 +115,8 @@ impl Processor {
         };
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let server = Server::builder().add_service(Service::new(Arc::new(shared)));
-        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        let never = CancellationToken::new();
+        tokio::spawn(extproc::serve(listener, Arc::new(shared), never));
         drop(TcpStream::connect(address).await?);
         let channel = Channel::from_shared(format!("http://{address}"))?
             .connect()

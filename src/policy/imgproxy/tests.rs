@@ -614,10 +614,7 @@ fn policy_for(recorded: &Value, environment: &Value) -> Policy {
                 .as_array()
                 .expect("pairs")
                 .iter()
-                .map(|pair| KeyPair {
-                    key: bytes(&pair["key"]),
-                    salt: bytes(&pair["salt"]),
-                })
+                .map(|pair| KeyPair::new(&bytes(&pair["key"]), &bytes(&pair["salt"])))
                 .collect(),
             size: environment["IMGPROXY_SIGNATURE_SIZE"]
                 .as_str()
