@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quick_cache::sync::Cache;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::budget::Reservation;
 use crate::clock::Stopwatch;
@@ -36,8 +36,14 @@ pub struct Held {
 #[derive(Debug, Clone, Default)]
 pub struct InFlight(Arc<Mutex<HashMap<[u8; 32], Slot>>>);
 
-/// `None` until the record is made.
-type Slot = watch::Receiver<Option<Arc<Held>>>;
+/// One whole fill.
+#[derive(Debug, Clone)]
+struct Slot {
+    /// `None` until the record is made.
+    held: watch::Receiver<Option<Arc<Held>>>,
+    /// A lookup waits for that, or has waited.
+    wanted: Arc<Notify>,
+}
 
 /// The place of one whole fill among those that lookups see; dropping it takes the entry away.
 #[derive(Debug)]
@@ -49,7 +55,10 @@ pub struct Pending {
 
 /// Fills that place. Dropping it before lets those go that wait.
 #[derive(Debug)]
-pub struct Display(watch::Sender<Option<Arc<Held>>>);
+pub struct Display {
+    held: watch::Sender<Option<Arc<Held>>>,
+    wanted: Arc<Notify>,
+}
 
 /// What keeps whole fills shown, with the room for their bytes: the task that commits them, and
 /// whoever waits for them, share it.
@@ -73,14 +82,23 @@ impl InFlight {
     /// Announces a whole fill: from here on lookups wait for [`Display::show`] or the drop of one of
     /// both. A fill of the same key takes the place of an earlier one.
     pub fn announce(&self, key: &Key) -> (Pending, Display) {
-        let (sender, slot) = watch::channel(None);
+        let (sender, held) = watch::channel(None);
+        let wanted = Arc::new(Notify::new());
+        let slot = Slot {
+            held,
+            wanted: Arc::clone(&wanted),
+        };
         self.lock().insert(*key.digest(), slot.clone());
         let pending = Pending {
             table: self.clone(),
             digest: *key.digest(),
             slot,
         };
-        (pending, Display(sender))
+        let display = Display {
+            held: sender,
+            wanted,
+        };
+        (pending, display)
     }
 
     /// Whether there is a whole fill for `key`, or will be as soon as its record is made.
@@ -89,10 +107,11 @@ impl InFlight {
     }
 
     /// The whole fill for `key`, if there is one. Waits at most until its record is made, which
-    /// takes as long as hashing the body; the caller brings the deadline.
+    /// takes as long as hashing the body and begins at the latest now; the caller brings the deadline.
     pub async fn get(&self, key: &Key) -> Option<Arc<Held>> {
         let mut slot = self.lock().get(key.digest()).cloned()?;
-        let held = slot.wait_for(Option::is_some).await.ok()?;
+        slot.wanted.notify_one();
+        let held = slot.held.wait_for(Option::is_some).await.ok()?;
         held.clone()
     }
 
@@ -104,7 +123,12 @@ impl InFlight {
 impl Display {
     /// Shows the entry to lookups, those that wait included.
     pub fn show(&self, held: Arc<Held>) {
-        self.0.send_replace(Some(held));
+        self.held.send_replace(Some(held));
+    }
+
+    /// Waits until a lookup waits; not at all if one has.
+    pub async fn wanted(&self) {
+        self.wanted.notified().await;
     }
 }
 
@@ -114,7 +138,7 @@ impl Drop for Pending {
         // A later fill of the same key may have taken the place.
         let is_own = table
             .get(&self.digest)
-            .is_some_and(|slot| slot.same_channel(&self.slot));
+            .is_some_and(|slot| slot.held.same_channel(&self.slot.held));
         if is_own {
             table.remove(&self.digest);
         }
@@ -424,7 +448,7 @@ mod tests {
             let table = table.clone();
             async move { table.get(&key()).await }
         });
-        tokio::task::yield_now().await;
+        display.wanted().await;
         display.show(held());
         drop(display);
         assert!(waiting.await.unwrap().is_some());

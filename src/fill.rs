@@ -6,6 +6,7 @@
 //! before [`Fills::finish`] leaves nothing behind. After it, the copy belongs to a task of its own,
 //! which the end of the stream does not touch.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,8 +35,9 @@ const QUEUED_PIECES: usize = 64;
 /// Bodies above this are hashed on a thread that may block: 256 KiB take about 0.2 ms.
 const HASHED_INLINE_BYTES: u64 = 256 * 1024;
 
-/// How long a whole copy waits before it goes to the store. The client's last bytes are still on their
-/// way then, through a proxy and perhaps beside a store on the same cores.
+/// How long a whole copy waits before it goes to the store, and before it is hashed unless a lookup wants
+/// it. The client's last bytes are still on their way then, through a proxy and perhaps beside a store on
+/// the same cores.
 const CLIENT_FIRST: Duration = Duration::from_millis(2);
 
 /// What fills need, shared by all.
@@ -366,6 +368,11 @@ impl Fills {
     }
 
     async fn put(&self, plan: &Plan, chunks: Vec<Bytes>, length: u64, display: Display) {
+        let mut client_first = pin!(tokio::time::sleep(CLIENT_FIRST));
+        tokio::select! {
+            () = client_first.as_mut() => {}
+            () = display.wanted() => {}
+        }
         let (proof, chunks) = if length <= HASHED_INLINE_BYTES {
             (BodyProof::of(&chunks), chunks)
         } else {
@@ -386,7 +393,7 @@ impl Fills {
             return self.metrics.aborted(reason);
         }
         display.show(Arc::clone(&held));
-        tokio::time::sleep(CLIENT_FIRST).await;
+        client_first.await;
         let result = self.store.put(&plan.key, &held.record, &held.chunks).await;
         if result.is_ok() {
             let record = Arc::clone(&held.record);

@@ -2,10 +2,11 @@
 //!
 //! `service.rs` accepts one gRPC stream for each request, `driver.rs` turns its messages into events
 //! and effects into answers, `wire.rs` is the only file that names what is in Envoy's messages. Their bytes
-//! are read by `incoming.rs` and written by `answer.rs`.
+//! are read by `incoming.rs` and written by `answer.rs`, and leave through `gathered.rs`.
 
 mod answer;
 mod driver;
+mod gathered;
 mod incoming;
 mod log;
 mod route_metadata;

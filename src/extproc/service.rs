@@ -2,8 +2,9 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
-use std::future::ready;
-use std::pin::Pin;
+use std::error::Error;
+use std::future::{poll_fn, ready};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -19,6 +20,7 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
+use tokio::io::AsyncWrite;
 use tokio_util::sync::CancellationToken;
 use tonic::codec::{BufferSettings, DecodeBuf, Decoder};
 use tonic::metadata::GRPC_CONTENT_TYPE;
@@ -27,6 +29,7 @@ use tracing::debug;
 
 use super::answer::Answer;
 use super::driver::Conversation;
+use super::gathered::Gathered;
 use super::incoming::ProcessingRequest;
 use super::route_metadata;
 use super::shared::Shared;
@@ -139,6 +142,7 @@ pub async fn serve<L: Listener>(mut listener: L, shared: Arc<Shared>, draining: 
             () = draining.cancelled() => break,
         };
         let shared = Arc::clone(&shared);
+        let stream = Gathered::new(stream);
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .max_concurrent_streams(STREAMS_PER_CONNECTION)
@@ -147,18 +151,34 @@ pub async fn serve<L: Listener>(mut listener: L, shared: Arc<Shared>, draining: 
             .max_header_list_size(HEADER_LIST_BYTES)
             .auto_date_header(false)
             .serve_connection(
-                TokioIo::new(stream),
+                TokioIo::new(stream.clone()),
                 service_fn(move |request| ready(Ok::<_, Infallible>(answer(&shared, request)))),
             );
         let connection = connections.watch(connection);
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            if let Err(error) = talk(connection, stream).await {
                 debug!(%error, "connection of Envoy has ended");
             }
         });
     }
     drop(listener);
     connections.shutdown().await;
+}
+
+/// Lets a connection have its turns, and sends what it has written in each.
+async fn talk<S: AsyncWrite + Unpin>(
+    connection: impl Future<Output = hyper::Result<()>>,
+    stream: Gathered<S>,
+) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let mut connection = pin!(connection);
+    poll_fn(|context| {
+        let turn = connection.as_mut().poll(context);
+        if let Poll::Ready(Err(error)) = stream.send(context) {
+            return Poll::Ready(Err(error.into()));
+        }
+        turn.map_err(Into::into)
+    })
+    .await
 }
 
 fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<Answers> {

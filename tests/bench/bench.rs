@@ -34,6 +34,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use afterimage::clock::Stopwatch;
+use afterimage::config::default_threads;
 use anyhow::{Context as _, Result};
 use clap::{Parser, ValueEnum as _};
 use rustix::fs::statvfs;
@@ -85,7 +86,7 @@ fn main() -> ExitCode {
         Arguments::Limits { only } => one_thread(until_signal(limits(only))),
         Arguments::Upstream { listen } => one_thread(upstream::serve(listen)),
         Arguments::EmptyExtProc { socket, messages } => {
-            all_cores(empty_ext_proc::serve(&socket, &messages))
+            conversations(empty_ext_proc::serve(&socket, &messages))
         }
     };
     match done {
@@ -104,8 +105,10 @@ fn one_thread(work: impl Future<Output = Result<()>>) -> Result<()> {
         .block_on(work)
 }
 
-fn all_cores(work: impl Future<Output = Result<()>>) -> Result<()> {
+/// As many threads as Afterimage has.
+fn conversations(work: impl Future<Output = Result<()>>) -> Result<()> {
     Builder::new_multi_thread()
+        .worker_threads(default_threads().get())
         .enable_all()
         .build()?
         .block_on(work)

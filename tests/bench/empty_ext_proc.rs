@@ -2,7 +2,7 @@
 //! byte what Afterimage says to a hit; on every other one the body is asked for as Afterimage asks for it, and all messages
 //! are answered empty.
 //!
-//! Everything around that is as in Afterimage: tonic, its runtime, the limits of its HTTP/2 connections.
+//! Around that it is what tonic generates, with as many threads and the same limits of HTTP/2 connections as Afterimage.
 
 use std::collections::HashMap;
 use std::path::Path;
