@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Within a round all systems do the same work one after the other, and every other round goes backwards, so that a machine
-//! that gets slower or faster meanwhile does so for all.
+//! that gets slower or faster meanwhile does so for all. Misses come last: a store has to do with what they leave for seconds,
+//! which would fall into the hits.
 
 mod claims;
 mod empty_ext_proc;
@@ -206,6 +207,7 @@ async fn all_rounds(plan: &Plan, started: Stopwatch) -> Result<BTreeMap<Cell, Ve
         if round % 2 == 1 {
             cells.reverse();
         }
+        cells.sort_by_key(|cell| cell.work.comes_last());
         for (index, cell) in cells.iter().enumerate() {
             if started.elapsed() > plan.pace.last_begins {
                 eprintln!("no time is left for the rest of round {}", round + 1);

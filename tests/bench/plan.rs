@@ -43,6 +43,19 @@ impl Work {
         }
     }
 
+    /// Does it belong to the end of a round, with the misses? They fill stores, which have to do with that for a while.
+    pub(crate) fn comes_last(self) -> bool {
+        match self {
+            // Lookups stand beside the misses whose bound they are a part of.
+            Self::Miss | Self::AbsentLookup => true,
+            Self::MemoryHit
+            | Self::GarageHitTcp
+            | Self::GarageHitUnix
+            | Self::LocalHit
+            | Self::Bypass => false,
+        }
+    }
+
     /// Does every answer come from the upstream, or none?
     pub(crate) fn reaches_upstream(self) -> bool {
         match self {
