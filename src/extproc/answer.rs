@@ -15,8 +15,8 @@ const STREAMED_BODY: &[u32] = &[11, 2, 1];
 /// The flag and the length before each message (gRPC over HTTP/2, "Length-Prefixed-Message").
 const PREFIX_BYTES: usize = 5;
 
-/// The payload of an HTTP/2 frame, unless the peer takes larger ones. Each frame is a write of its own,
-/// so that the first one is filled up.
+/// The payload of an HTTP/2 frame, unless the peer takes larger ones. Pieces never share a frame, so that
+/// the first one is filled up.
 const FRAME_BYTES: usize = 16 * 1024;
 
 /// What a message is expected to take, without its image.
