@@ -25,6 +25,10 @@ pub const FORMAT_VERSION: u32 = 1;
 /// included; Garage has no limit, but copies the value with every read of the row.
 pub const MAX_ENCODED_BYTES: usize = 1900;
 
+/// More than what an encoded message takes without headers, and for a header beside its name and value.
+const MESSAGE_BYTES: usize = 128;
+const HEADER_BYTES: usize = 12;
+
 /// The stored response without its body.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {
@@ -118,6 +122,15 @@ impl Record {
             });
         }
         Ok(encoded)
+    }
+
+    /// Whether these headers are so short that the record of a response with them can be encoded, whatever
+    /// its body will be. Where they are not, [`Record::encode`] tells.
+    pub fn surely_fits(headers: &HeaderMap) -> bool {
+        let headers = headers
+            .iter()
+            .map(|(name, value)| name.as_str().len() + value.len() + HEADER_BYTES);
+        BASE64_NOPAD.encode_len(MESSAGE_BYTES + headers.sum::<usize>()) <= MAX_ENCODED_BYTES
     }
 
     /// Decodes what [`Record::encode`] made.
@@ -254,4 +267,41 @@ fn digest(bytes: &[u8]) -> Result<[u8; 32], DecodeError> {
     bytes
         .try_into()
         .map_err(|_| DecodeError::Malformed("digest length"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_that_surely_fit_do() {
+        let mut fitting = 0;
+        let shapes = (0..40).flat_map(|count| (0..1500).map(move |length| (count, length)));
+        for (count, length) in shapes.filter(|(count, length)| count * length < 2000) {
+            let mut headers = HeaderMap::new();
+            for index in 0..count {
+                let name = HeaderName::try_from(format!("x-{index}")).unwrap();
+                headers.append(name, HeaderValue::try_from("v".repeat(length)).unwrap());
+            }
+            if !Record::surely_fits(&headers) {
+                continue;
+            }
+            fitting += 1;
+            let record = Record {
+                key_digest: [0xFF; 32],
+                status: StatusCode::from_u16(599).unwrap(),
+                headers,
+                response_time: Timestamp::from_unix(u64::MAX),
+                initial_age: u64::MAX,
+                body: BodyProof {
+                    content_length: u64::MAX,
+                    sha256: [0xFF; 32],
+                    crc64: u64::MAX,
+                },
+                variants: None,
+            };
+            assert!(record.encode().is_ok(), "{count} headers of {length} bytes");
+        }
+        assert!(fitting > 1000);
+    }
 }

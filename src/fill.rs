@@ -259,9 +259,10 @@ impl Fills {
             signpost,
             asked,
         };
-        record(&plan, BodyProof::of(&[]))
-            .encode()
-            .map_err(|_| AbortReason::RecordTooLarge)?;
+        if !Record::surely_fits(&plan.storable.headers) {
+            let draft = record(&plan, BodyProof::of(&[]));
+            draft.encode().map_err(|_| AbortReason::RecordTooLarge)?;
+        }
         let plan = Arc::new(plan);
         self.is_valid(&plan)?;
         let open = Arc::new(self.metrics.open_fill());

@@ -122,6 +122,11 @@ impl Conversation {
         if let State::Ended = self.state {
             return None;
         }
+        if self.log.is_to_be_written() {
+            // The last answer goes out first.
+            tokio::task::yield_now().await;
+            self.log.write();
+        }
         if let State::Waiting(_) = self.state {
             return self.waited().await.map(Ok);
         }
@@ -612,5 +617,6 @@ impl Drop for Conversation {
             self.complete(&session, true);
         }
         self.log.end();
+        self.log.write();
     }
 }

@@ -23,6 +23,7 @@ pub(super) struct Log {
     took: Duration,
     pub(super) lookup: Duration,
     has_ended: bool,
+    is_written: bool,
     /// What a hit holds until it is out.
     pub(super) room: Option<Reservation>,
     _present: GaugeGuard,
@@ -39,6 +40,7 @@ impl Log {
             took: Duration::ZERO,
             lookup: Duration::ZERO,
             has_ended: false,
+            is_written: false,
             room: None,
             _present: shared.metrics.stream(),
             shared,
@@ -50,7 +52,7 @@ impl Log {
         self.took = self.since.elapsed();
     }
 
-    /// The request is over; only the first call counts.
+    /// The request is over, and counted; only the first call counts.
     pub(super) fn end(&mut self) {
         if std::mem::replace(&mut self.has_ended, true) {
             return;
@@ -64,6 +66,18 @@ impl Log {
         } = self.report
         {
             metrics.not_storable(refusal.as_str());
+        }
+    }
+
+    /// Has the request ended without its line?
+    pub(super) fn is_to_be_written(&self) -> bool {
+        self.has_ended && !self.is_written
+    }
+
+    /// Writes the line of a request that has ended; only the first call counts.
+    pub(super) fn write(&mut self) {
+        if std::mem::replace(&mut self.is_written, true) {
+            return;
         }
         info!(
             policy = &*self.policy,

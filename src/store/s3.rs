@@ -9,6 +9,7 @@
 mod connector;
 mod failure;
 mod reader;
+mod signer;
 mod upload;
 
 use std::fmt;
@@ -192,7 +193,7 @@ impl S3Store {
         let http_client = connector::http_client(&config.endpoint, timeouts.connect)
             .map_err(S3ConfigError::RootCertificates)?;
         let credentials = Credentials::new(
-            config.access_key_id,
+            config.access_key_id.clone(),
             config.secret_access_key.expose(),
             None,
             None,
@@ -201,7 +202,8 @@ impl S3Store {
         let reader = Reader::new(
             &config.endpoint,
             config.region.clone(),
-            credentials.clone(),
+            config.access_key_id,
+            config.secret_access_key,
             timeouts.connect,
             timeouts.attempt,
         )

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! plan ── what is measured; claims ── which ratios that is for
-//!   └─ systems ── starts everyone before one upstream (urls, upstream, empty_ext_proc, nginx, node)
+//!   └─ systems ── starts everyone before one upstream (urls, upstream, empty_ext_proc, nginx, node, cores)
 //!        └─ measure ── one cell: load asks, usage reads the processes' CPU time and memory
 //!             └─ results ── medians, table, target/bench.json; plot ── the pictures
 //! ```
@@ -12,6 +12,7 @@
 //! which would fall into the hits.
 
 mod claims;
+mod cores;
 mod empty_ext_proc;
 mod limits;
 mod load;

@@ -14,6 +14,7 @@ use serde_json::json;
 use tempfile::TempDir;
 use tokio::net::UnixStream;
 
+use super::cores;
 use super::load::{Expected, Load, Paths, Until};
 use super::nginx::{self, Nginx};
 use super::node::NodeProxy;
@@ -450,6 +451,9 @@ pub(crate) async fn afterimage(
         endpoint: stack.garage().endpoint().to_owned(),
         pid: stack.garage().process.pid(),
     });
+    if let Some(garage) = &garage {
+        cores::confine(garage.pid)?;
+    }
     let mut running = Running::of(stack)?;
     running.parts.push(afterimage);
     running.parts.extend(garage.as_ref().map(Garage::part));
