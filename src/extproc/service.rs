@@ -196,6 +196,7 @@ fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<Answers>
         let answer = conversation.next().await?;
         Some((answer, conversation))
     });
+    // Its head does not wait for the first answer: a client may wait for it before it says anything.
     let mut response = Response::new(Answers {
         answers: Some(answers.boxed()),
         pieces: VecDeque::new(),
