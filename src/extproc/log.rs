@@ -22,11 +22,20 @@ pub(super) struct Log {
     since: Stopwatch,
     took: Duration,
     pub(super) lookup: Duration,
-    has_ended: bool,
-    is_written: bool,
+    stage: Stage,
     /// What a hit holds until it is out.
     pub(super) room: Option<Reservation>,
     _present: GaugeGuard,
+}
+
+/// How far a request's traces are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Open,
+    /// Counted.
+    Ended,
+    /// Counted, and its line written.
+    Written,
 }
 
 impl Log {
@@ -39,8 +48,7 @@ impl Log {
             since: Stopwatch::start(),
             took: Duration::ZERO,
             lookup: Duration::ZERO,
-            has_ended: false,
-            is_written: false,
+            stage: Stage::Open,
             room: None,
             _present: shared.metrics.stream(),
             shared,
@@ -54,9 +62,10 @@ impl Log {
 
     /// The request is over, and counted; only the first call counts.
     pub(super) fn end(&mut self) {
-        if std::mem::replace(&mut self.has_ended, true) {
+        if self.stage != Stage::Open {
             return;
         }
+        self.stage = Stage::Ended;
         self.answered();
         let metrics = &self.shared.metrics;
         metrics.request(&self.policy, self.report, self.took);
@@ -71,14 +80,15 @@ impl Log {
 
     /// Has the request ended without its line?
     pub(super) fn is_to_be_written(&self) -> bool {
-        self.has_ended && !self.is_written
+        self.stage == Stage::Ended
     }
 
     /// Writes the line of a request that has ended; only the first call counts.
     pub(super) fn write(&mut self) {
-        if std::mem::replace(&mut self.is_written, true) {
+        if !self.is_to_be_written() {
             return;
         }
+        self.stage = Stage::Written;
         info!(
             policy = &*self.policy,
             outcome = self.report.outcome().as_str(),

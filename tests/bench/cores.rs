@@ -1,6 +1,7 @@
 //! The cores of the store.
 
 use anyhow::{Context as _, Result};
+use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
@@ -10,7 +11,7 @@ use nix::unistd::Pid;
 /// and on each of its cores the kernel takes the core from whoever works there.
 ///
 /// # Errors
-/// When the process has ended.
+/// When the process has ended, or may not be confined.
 pub(crate) fn confine(pid: u32) -> Result<()> {
     let ours = sched_getaffinity(Pid::from_raw(0))?;
     let cores = (0..CpuSet::count()).filter(|core| ours.is_set(*core).unwrap_or(false));
@@ -27,8 +28,13 @@ pub(crate) fn confine(pid: u32) -> Result<()> {
         let threads = format!("/proc/{pid}/task");
         for thread in std::fs::read_dir(&threads).context(threads)? {
             let number: i32 = thread?.file_name().to_string_lossy().parse()?;
-            // It may have ended meanwhile.
-            let _ = sched_setaffinity(Pid::from_raw(number), &last);
+            match sched_setaffinity(Pid::from_raw(number), &last) {
+                // It has ended meanwhile.
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(error) => {
+                    return Err(error).context("Garage cannot be kept to some of the cores");
+                }
+            }
         }
     }
     Ok(())

@@ -25,7 +25,6 @@ const SERVICE: &str = "s3";
 const SIGNED: &str = "host;x-amz-content-sha256;x-amz-date";
 const PAYLOAD_FIELD: &str = "x-amz-content-sha256";
 const TIME_FIELD: &str = "x-amz-date";
-const SECONDS_PER_DAY: u64 = 24 * 60 * 60;
 
 /// Signs `GET` without query and body ("Signature Calculations for the Authorization Header" in the Amazon S3
 /// API reference).
@@ -118,9 +117,10 @@ impl Signer {
         let time = DateTime::from_secs(i64::try_from(seconds).unwrap_or_default());
         let mut text = time.fmt(Format::DateTime).unwrap_or_default();
         text.retain(|letter| !matches!(letter, '-' | ':'));
-        let day = |time: Timestamp| time.as_unix() / SECONDS_PER_DAY;
+        let date = text.get(..8).unwrap_or_default();
+        let scope = format!("{date}/{}/{SERVICE}/aws4_request", self.region);
         let key = match earlier {
-            Some(earlier) if day(earlier.time) == day(now) => earlier.key.clone(),
+            Some(earlier) if earlier.scope == scope => earlier.key.clone(),
             _ => {
                 let time = UNIX_EPOCH + Duration::from_secs(seconds);
                 let secret = self.secret_access_key.expose();
@@ -128,11 +128,10 @@ impl Signer {
                 Hmac::new_from_slice(key.as_ref()).expect("a key may have any length")
             }
         };
-        let (date, _) = text.split_at_checked(8).unwrap_or_default();
         Stamp {
             time: now,
-            scope: format!("{date}/{}/{SERVICE}/aws4_request", self.region),
             text,
+            scope,
             key,
         }
     }
