@@ -227,9 +227,11 @@ impl Plan {
         self.cells.retain(|cell| !missing.contains(&cell.setup));
     }
 
-    /// Leaves out all other work.
+    /// Leaves out all other work, except lookups beside misses: they are a part of their bound.
     pub(crate) fn only(&mut self, work: Work) {
-        self.cells.retain(|cell| cell.work == work);
+        self.cells.retain(|cell| {
+            cell.work == work || (work, cell.work) == (Work::Miss, Work::AbsentLookup)
+        });
     }
 
     /// Everyone who has something to do, and whom they need.

@@ -29,7 +29,7 @@ use super::support::s3::Signer;
 use super::support::stack::{Builder, Stack, Store};
 use super::urls::{Images, KEY, SALT};
 use super::usage::{self, Part};
-use super::{empty_ext_proc, upstream};
+use super::{empty_ext_proc, plan, upstream};
 
 /// The prefix of a route that has not opted in: the filter is there, and names no policy.
 pub(crate) const BYPASS: &str = "/bypass";
@@ -225,7 +225,7 @@ impl Systems {
         running.garage.as_ref().context("it has a Garage")
     }
 
-    /// Envoy and a processor that says to a hit what Afterimage says.
+    /// Envoy and a processor that says what Afterimage says.
     async fn empty_ext_proc(&self, sizes: &[u64]) -> Result<Running> {
         let ours = self.of(Setup::AfterimageLocal)?.stack.as_ref();
         let ours = ours.context("Afterimage is a stack")?;
@@ -237,6 +237,11 @@ impl Systems {
             let paths = Images::new(*size, "").known();
             empty_ext_proc::record(&ours.socket(), POLICY, *size, &paths, &messages).await?;
         }
+        let path = Images::new(plan::MEDIUM, "").fresh();
+        let image = upstream::webp(plan::MEDIUM as usize);
+        let fields = &upstream::FIELDS;
+        empty_ext_proc::record_miss(&ours.socket(), POLICY, &path, fields, &image, &messages)
+            .await?;
         let socket = stack.socket();
         let args = [&socket, &messages].map(|path| path.display().to_string());
         let mut process = start_ourselves("empty-ext-proc", args, stack.dir())?;

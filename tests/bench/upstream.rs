@@ -96,7 +96,7 @@ impl Upstream {
 }
 
 /// What imgproxy sends with a WebP, as recorded in `tests/imgproxy/recorded.json`.
-const FIELDS: [(&str, &str); 7] = [
+pub(crate) const FIELDS: [(&str, &str); 7] = [
     ("cache-control", "max-age=31536000, public"),
     ("content-disposition", "inline; filename=\"image.webp\""),
     (
@@ -120,7 +120,7 @@ fn asked_for(path: &str) -> Option<(usize, Duration)> {
 }
 
 /// Bytes that begin like a WebP and go on like noise.
-fn webp(size: usize) -> Bytes {
+pub(crate) fn webp(size: usize) -> Bytes {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let noise = std::iter::repeat_with(move || {
         state ^= state << 13;
