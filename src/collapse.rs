@@ -106,13 +106,15 @@ impl InFlight {
         self.lock().contains_key(key.digest())
     }
 
-    /// The whole fill for `key`, if there is one. Waits at most until its record is made, which
-    /// takes as long as hashing the body and begins at the latest now; the caller brings the deadline.
-    pub async fn get(&self, key: &Key) -> Option<Arc<Held>> {
+    /// The whole fill for `key`, if there is one; what is given waits at most until its record is made, which
+    /// takes as long as hashing the body and begins at the latest now. The caller brings the deadline.
+    pub fn get(&self, key: &Key) -> Option<impl Future<Output = Option<Arc<Held>>> + use<>> {
         let mut slot = self.lock().get(key.digest()).cloned()?;
         slot.wanted.notify_one();
-        let held = slot.held.wait_for(Option::is_some).await.ok()?;
-        held.clone()
+        Some(async move {
+            let held = slot.held.wait_for(Option::is_some).await.ok()?;
+            held.clone()
+        })
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<[u8; 32], Slot>> {
@@ -446,15 +448,15 @@ mod tests {
         let (pending, display) = table.announce(&key());
         let waiting = tokio::spawn({
             let table = table.clone();
-            async move { table.get(&key()).await }
+            async move { table.get(&key()).unwrap().await }
         });
         display.wanted().await;
         display.show(held());
         drop(display);
         assert!(waiting.await.unwrap().is_some());
-        assert!(table.get(&key()).await.is_some());
+        assert!(table.get(&key()).unwrap().await.is_some());
         drop(pending);
-        assert!(table.get(&key()).await.is_none());
+        assert!(table.get(&key()).is_none());
     }
 
     #[tokio::test]
@@ -463,13 +465,13 @@ mod tests {
         let (pending, display) = table.announce(&key());
         let waiting = tokio::spawn({
             let table = table.clone();
-            async move { table.get(&key()).await }
+            async move { table.get(&key()).unwrap().await }
         });
         tokio::task::yield_now().await;
         // Others may hold its place for longer.
         drop(display);
         assert!(waiting.await.unwrap().is_none());
-        assert!(table.get(&key()).await.is_none());
+        assert!(table.get(&key()).unwrap().await.is_none());
         drop(pending);
     }
 
@@ -480,7 +482,7 @@ mod tests {
         let (later, display) = table.announce(&key());
         drop(earlier);
         display.show(held());
-        assert!(table.get(&key()).await.is_some());
+        assert!(table.get(&key()).unwrap().await.is_some());
         drop(later);
     }
 

@@ -26,7 +26,7 @@ use crate::telemetry::Metrics;
 pub struct Shared {
     /// Which policy a route means.
     pub routes: Routes,
-    /// Where entries are.
+    /// Where entries are. It answers within the lookup deadline.
     pub store: Arc<dyn Store>,
     /// What may be held.
     pub budget: Budget,
@@ -132,9 +132,25 @@ impl Shared {
         let time_left = || self.lookup_deadline.saturating_sub(begin.elapsed());
         let timed_out = |_| store::Error::TimedOut;
         let asked = self.fills.marks.now();
-        let found = tokio::time::timeout(time_left(), self.find(key, method))
-            .await
-            .map_err(timed_out)??;
+        let found = match self.fills.in_flight.get(key) {
+            // The store's own deadline is within ours, and a second timer is not for nothing: each wakes the
+            // thread that waits for the network.
+            None => self.find(key, method).await?,
+            Some(filled) => {
+                let found = async {
+                    match filled.await {
+                        Some(held) if !self.fills.marks.hide_asked(key.source(), held.asked) => {
+                            let body = StoredBody::Held(held.chunks.clone());
+                            Ok(Source::Fetched(Fetched::of(Arc::clone(&held.record), body)))
+                        }
+                        _ => self.find(key, method).await,
+                    }
+                };
+                tokio::time::timeout(time_left(), found)
+                    .await
+                    .map_err(timed_out)??
+            }
+        };
         let store::Found { record, body } = match found {
             Source::Fetched(fetched) => return Ok(fetched),
             Source::Store(found) => found,
@@ -200,16 +216,10 @@ impl Shared {
         });
     }
 
-    /// Everything of [`Shared::fetch`] that needs no room.
+    /// Asks the store, within its deadline.
     async fn find(&self, key: &Key, method: LookupMethod) -> Result<Source, store::Error> {
         let found = |record, body| Source::Fetched(Fetched::of(record, body));
         let nothing = || Source::Fetched(Fetched::nothing(MissReason::Absent));
-        if let Some(held) = self.fills.in_flight.get(key).await
-            && !self.fills.marks.hide_asked(key.source(), held.asked)
-        {
-            let body = StoredBody::Held(held.chunks.clone());
-            return Ok(found(Arc::clone(&held.record), body));
-        }
         let is_hidden = self.hiding(key);
         let invalidated = || Source::Fetched(Fetched::nothing(MissReason::Invalidated));
         Ok(match method {

@@ -94,7 +94,8 @@ pub struct S3Config {
 pub struct S3Timeouts {
     /// For a connection; default 500 ms, many round trips inside a region.
     pub connect: Duration,
-    /// For the head of an answer to a request that carries no body; default 2 s.
+    /// For the head of an answer to a request that carries no body, except [`Store::get`], whose only
+    /// deadline is the caller's; default 2 s.
     pub attempt: Duration,
     /// For one attempt at sending an object or a part of one, its answer included; default 30 s,
     /// which is 8 MiB at 280 KB/s.
@@ -205,7 +206,6 @@ impl S3Store {
             config.access_key_id,
             config.secret_access_key,
             timeouts.connect,
-            timeouts.attempt,
         )
         .map_err(S3ConfigError::RootCertificates)?;
         let once = Config::builder()

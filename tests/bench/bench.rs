@@ -34,6 +34,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use afterimage::clock::Stopwatch;
 use afterimage::config::default_threads;
@@ -45,7 +46,7 @@ use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 
 use measure::Sample;
-use plan::{Cell, Plan, Work};
+use plan::{Cell, Pace, Plan, Work};
 use results::Results;
 use support::tools;
 use systems::{Setup, Systems};
@@ -200,41 +201,73 @@ async fn all_rounds(plan: &Plan, started: Stopwatch) -> Result<BTreeMap<Cell, Ve
             drop(systems);
             systems = start().await?;
         }
-        let mut cells: Vec<_> = plan
-            .cells
-            .iter()
-            .filter(|cell| round < plan.pace.rounds || claims::needs(cell))
-            .collect();
-        if round % 2 == 1 {
-            cells.reverse();
-        }
-        cells.sort_by_key(|cell| cell.work.comes_last());
-        for (index, cell) in cells.iter().enumerate() {
+        let turns = turns(plan, round);
+        for (index, (cell, window)) in turns.iter().enumerate() {
             if started.elapsed() > plan.pace.last_begins {
                 eprintln!("no time is left for the rest of round {}", round + 1);
                 break 'all;
             }
             systems.revive(cell.setup).await?;
             let running = systems.of(cell.setup)?;
-            let measured = measure::measure(cell, running, systems.upstream(), &plan.pace).await;
+            let pace = Pace {
+                window: *window,
+                ..plan.pace
+            };
+            let measured = measure::measure(cell, running, systems.upstream(), &pace).await;
             let sample = match measured {
                 Ok(sample) => sample,
                 Err(error) if systems.revive(cell.setup).await? => Sample::of_ended(&error),
                 Err(error) => return Err(error.context(format!("{cell:?}"))),
             };
-            samples.entry(**cell).or_default().push(sample);
-            if index % 10 == 9 || index + 1 == cells.len() {
+            samples.entry(*cell).or_default().push(sample);
+            if index % 10 == 9 || index + 1 == turns.len() {
                 let seconds = started.elapsed().as_secs();
                 eprintln!(
-                    "round {} of {rounds}: {} of {} cells, {seconds} s",
+                    "round {} of {rounds}: {} of {} turns, {seconds} s",
                     round + 1,
                     index + 1,
-                    cells.len()
+                    turns.len()
                 );
             }
         }
     }
     Ok(samples)
+}
+
+/// What is measured in a round, in order, and for how long.
+///
+/// A machine is faster in one minute than in the next, by more than what is left of a lone client's bound. So the sides of such
+/// a bound take many short turns.
+fn turns(plan: &Plan, round: usize) -> Vec<(Cell, Duration)> {
+    let mut cells: Vec<_> = plan
+        .cells
+        .iter()
+        .copied()
+        .filter(|cell| round < plan.pace.rounds || claims::needs(cell))
+        .collect();
+    if round % 2 == 1 {
+        cells.reverse();
+    }
+    let is_bound =
+        |cell: &Cell| cell.work.comes_last() && cell.connections == 1 && claims::needs(cell);
+    let (mut bounds, mut others): (Vec<_>, Vec<_>) = cells.into_iter().partition(is_bound);
+    others.sort_by_key(|cell| cell.work.comes_last());
+    bounds.sort_by_key(|cell| cell.size);
+    let mut turns: Vec<_> = others
+        .into_iter()
+        .map(|cell| (cell, plan.pace.window))
+        .collect();
+    for sides in bounds.chunk_by(|one, other| one.size == other.size) {
+        for turn in 0..plan.pace.turns {
+            let sides = sides.iter().map(|cell| (*cell, plan.pace.turn));
+            if turn % 2 == 0 {
+                turns.extend(sides);
+            } else {
+                turns.extend(sides.rev());
+            }
+        }
+    }
+    turns
 }
 
 /// Puts stores and logs into memory, if there is room and `TMPDIR` does not say otherwise: disks differ in how long they take

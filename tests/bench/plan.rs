@@ -93,6 +93,10 @@ pub(crate) struct Pace {
     pub(crate) rounds: usize,
     /// A cell that a claim needs, so often.
     pub(crate) claim_rounds: usize,
+    /// How many turns the sides of a lone client's bound take in a round.
+    pub(crate) turns: usize,
+    /// How long each of them is.
+    pub(crate) turn: Duration,
     /// Every round has processes and stores of its own.
     pub(crate) starts_anew: bool,
     /// Nothing is begun later than this after the start, however slow the machine is.
@@ -170,6 +174,8 @@ impl Plan {
                 window: Duration::from_millis(1500),
                 rounds: 3,
                 claim_rounds: 5,
+                turns: 6,
+                turn: Duration::from_millis(500),
                 starts_anew: true,
                 last_begins: Duration::from_secs(14 * 60),
             },
@@ -216,6 +222,8 @@ impl Plan {
                 window: Duration::from_millis(600),
                 rounds: 3,
                 claim_rounds: 3,
+                turns: 3,
+                turn: Duration::from_millis(300),
                 starts_anew: false,
                 last_begins: Duration::from_secs(105),
             },

@@ -38,7 +38,7 @@ async fn a_service_that_never_answers_times_out() {
     let service = Scripted::start(vec![Reply::Stall(String::new())]).await;
     let mut config = service.config();
     config.timeouts.attempt = Duration::from_millis(50);
-    let answer = S3Store::new(config).unwrap().get(&key(1)).await;
+    let answer = S3Store::new(config).unwrap().head(&key(1)).await;
     assert!(matches!(answer, Err(Error::TimedOut)), "{answer:?}");
     assert_eq!(service.requests(), 1, "a lookup is never tried again");
 }

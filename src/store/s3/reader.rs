@@ -31,12 +31,10 @@ pub(super) struct Reader {
     url: String,
     signer: Signer,
     clock: Clock,
-    timeout: Duration,
 }
 
 impl Reader {
-    /// A client for one endpoint, with a pool of connections. Heads of answers have to come within
-    /// `timeout`.
+    /// A client for one endpoint, with a pool of connections, each to be there within `connect`.
     ///
     /// # Errors
     /// Those of reading the system's root certificates, for `https` alone.
@@ -46,7 +44,6 @@ impl Reader {
         access_key_id: String,
         secret_access_key: Secret,
         connect: Duration,
-        timeout: Duration,
     ) -> io::Result<Self> {
         let host = endpoint.authority().to_owned();
         Ok(Self {
@@ -54,11 +51,11 @@ impl Reader {
             url: connector::url(endpoint),
             signer: Signer::new(host, access_key_id, secret_access_key, region),
             clock: Clock::system(),
-            timeout,
         })
     }
 
-    /// The object's head, with its body to be read; `None` when there is no such object.
+    /// The object's head, with its body to be read; `None` when there is no such object. Waits for as long as the
+    /// caller does.
     ///
     /// # Errors
     /// What the answer means.
@@ -77,30 +74,25 @@ impl Reader {
                 let reason = format!("request cannot be made: {error}");
                 Error::Unavailable(attempt.failed(reason).into())
             })?;
-        let answering = async {
-            let answer = self.client.request(request).await.map_err(|error| {
-                if error.is_connect() && is_timeout(&error) {
-                    Error::TimedOut
-                } else {
-                    Error::Unavailable(attempt.failed(chain(&error)).into())
-                }
-            })?;
-            if answer.status() == StatusCode::OK {
-                return Ok(Some(answer));
+        let answer = self.client.request(request).await.map_err(|error| {
+            if error.is_connect() && is_timeout(&error) {
+                Error::TimedOut
+            } else {
+                Error::Unavailable(attempt.failed(chain(&error)).into())
             }
-            let status = answer.status().as_u16();
-            let body = Limited::new(answer.into_body(), REFUSAL_BYTES);
-            let body = body.collect().await.map(|body| body.to_bytes());
-            let body = body.unwrap_or_default();
-            let text = String::from_utf8_lossy(&body);
-            match element(&text, "Code").unwrap_or_default() {
-                "NoSuchKey" => Ok(None),
-                code => Err(attempt.answered(status, code, element(&text, "Message"))),
-            }
-        };
-        tokio::time::timeout(self.timeout, answering)
-            .await
-            .unwrap_or(Err(Error::TimedOut))
+        })?;
+        if answer.status() == StatusCode::OK {
+            return Ok(Some(answer));
+        }
+        let status = answer.status().as_u16();
+        let body = Limited::new(answer.into_body(), REFUSAL_BYTES);
+        let body = body.collect().await.map(|body| body.to_bytes());
+        let body = body.unwrap_or_default();
+        let text = String::from_utf8_lossy(&body);
+        match element(&text, "Code").unwrap_or_default() {
+            "NoSuchKey" => Ok(None),
+            code => Err(attempt.answered(status, code, element(&text, "Message"))),
+        }
     }
 }
 

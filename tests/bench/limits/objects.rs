@@ -28,6 +28,8 @@ const PACE: Pace = Pace {
     window: Duration::from_secs(2),
     rounds: ROUNDS,
     claim_rounds: ROUNDS,
+    turns: 1,
+    turn: Duration::from_secs(2),
     starts_anew: false,
     last_begins: Duration::MAX,
 };
