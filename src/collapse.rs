@@ -3,12 +3,13 @@
 //! [`Groups`] has the keys that a request was sent on for: it leads, the others follow, which means
 //! that they wait for what becomes of it. [`InFlight`] has the fills that are whole, but not yet
 //! confirmed by the store: from the end of a stream until its commit is confirmed, and until the
-//! last follower has seen it, lookups are served from the bytes that are held for it. [`Refreshes`]
+//! last follower has seen it, lookups are served from the bytes that are held for it. It has the keys,
+//! too, that a lookup reads from the store, so that others need not read them as well. [`Refreshes`]
 //! has the keys whose stale entry one request is asking the upstream about, while the others are
 //! served the stale one. What is in a table lives exactly as long as its guard.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -32,9 +33,72 @@ pub struct Held {
     pub asked: Moment,
 }
 
-/// The table; clones share it. Its size is bounded by what the memory budget lets fills hold.
+/// The table; clones share it. Its size is bounded by what the memory budget lets fills hold, and by the
+/// number of open streams.
 #[derive(Debug, Clone, Default)]
-pub struct InFlight(Arc<Mutex<HashMap<[u8; 32], Slot>>>);
+pub struct InFlight(Arc<Mutex<Keys>>);
+
+#[derive(Debug, Default)]
+struct Keys {
+    fills: HashMap<[u8; 32], Slot>,
+    reads: HashMap<[u8; 32], watch::Receiver<Option<Read>>>,
+}
+
+/// What a lookup of a key has to do.
+#[derive(Debug)]
+pub enum Lookup {
+    /// Wait for somebody who has the entry, or will have it.
+    Waits(Waits),
+    /// Read the store; the one that leads tells those that come later.
+    Reads(Option<Reading>),
+}
+
+/// For whom a lookup waits.
+#[derive(Debug)]
+pub enum Waits {
+    /// There is a whole fill, or will be as soon as its record is made.
+    Fill(Filled),
+    /// Another lookup reads the store.
+    Read(JoinedRead),
+}
+
+/// Waits for the record of a whole fill.
+#[derive(Debug)]
+pub struct Filled(watch::Receiver<Option<Arc<Held>>>);
+
+/// Waits for what another lookup reads.
+#[derive(Debug)]
+pub struct JoinedRead(watch::Receiver<Option<Read>>);
+
+/// A lookup that others join. Dropping it lets each of those read for itself.
+#[derive(Debug)]
+pub struct Reading {
+    table: InFlight,
+    digest: [u8; 32],
+    read: watch::Sender<Option<Read>>,
+}
+
+/// What a lookup leaves to those that joined it.
+#[derive(Debug, Clone)]
+pub enum Read {
+    /// The entry, whole.
+    Whole(Whole),
+    /// That there is none.
+    Absent,
+    /// Nothing: each has to read for itself.
+    Alone,
+}
+
+/// A whole entry that was read.
+#[derive(Debug, Clone)]
+pub struct Whole {
+    /// Its record.
+    pub record: Arc<Record>,
+    /// Its body, proved.
+    pub body: Bytes,
+    /// Room for the body.
+    pub room: Arc<Reservation>,
+}
 
 /// One whole fill.
 #[derive(Debug, Clone)]
@@ -80,7 +144,8 @@ impl Shown {
 
 impl InFlight {
     /// Announces a whole fill: from here on lookups wait for [`Display::show`] or the drop of one of
-    /// both. A fill of the same key takes the place of an earlier one.
+    /// both. A fill of the same key takes the place of an earlier one, and what is being read meanwhile is not
+    /// for lookups that begin later.
     pub fn announce(&self, key: &Key) -> (Pending, Display) {
         let (sender, held) = watch::channel(None);
         let wanted = Arc::new(Notify::new());
@@ -88,7 +153,10 @@ impl InFlight {
             held,
             wanted: Arc::clone(&wanted),
         };
-        self.lock().insert(*key.digest(), slot.clone());
+        let mut table = self.lock();
+        table.fills.insert(*key.digest(), slot.clone());
+        table.reads.remove(key.digest());
+        drop(table);
         let pending = Pending {
             table: self.clone(),
             digest: *key.digest(),
@@ -103,22 +171,82 @@ impl InFlight {
 
     /// Whether there is a whole fill for `key`, or will be as soon as its record is made.
     pub fn has(&self, key: &Key) -> bool {
-        self.lock().contains_key(key.digest())
+        self.lock().fills.contains_key(key.digest())
     }
 
-    /// The whole fill for `key`, if there is one; what is given waits at most until its record is made, which
-    /// takes as long as hashing the body and begins at the latest now. The caller brings the deadline.
-    pub fn get(&self, key: &Key) -> Option<impl Future<Output = Option<Arc<Held>>> + use<>> {
-        let mut slot = self.lock().get(key.digest()).cloned()?;
-        slot.wanted.notify_one();
-        Some(async move {
-            let held = slot.held.wait_for(Option::is_some).await.ok()?;
-            held.clone()
-        })
+    /// What a lookup of `key` has to do. If it reads and is one that `leads`, those that come later wait for it.
+    pub fn look_up(&self, key: &Key, leads: bool) -> Lookup {
+        let mut table = self.lock();
+        if let Some(slot) = table.fills.get(key.digest()) {
+            slot.wanted.notify_one();
+            return Lookup::Waits(Waits::Fill(Filled(slot.held.clone())));
+        }
+        if let Some(read) = table.reads.get(key.digest()) {
+            return Lookup::Waits(Waits::Read(JoinedRead(read.clone())));
+        }
+        Lookup::Reads(leads.then(|| {
+            let (sender, read) = watch::channel(None);
+            table.reads.insert(*key.digest(), read);
+            Reading {
+                table: self.clone(),
+                digest: *key.digest(),
+                read: sender,
+            }
+        }))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<[u8; 32], Slot>> {
+    /// What is read of `key` now is not for lookups that begin later: it is about to change.
+    pub fn part(&self, key: &Key) {
+        self.lock().reads.remove(key.digest());
+    }
+
+    /// As [`InFlight::part`], of all keys.
+    pub fn part_all(&self) {
+        self.lock().reads.clear();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Keys> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Filled {
+    /// The fill; `None` if it comes to nothing. Waits at most until its record is made, which takes as long as
+    /// hashing the body and begins at the latest now. The caller brings the deadline.
+    pub async fn end(mut self) -> Option<Arc<Held>> {
+        let held = self.0.wait_for(Option::is_some).await.ok()?;
+        held.clone()
+    }
+}
+
+impl JoinedRead {
+    /// What it reads. The caller brings the deadline.
+    pub async fn end(mut self) -> Read {
+        let read = self.0.wait_for(Option::is_some).await;
+        read.ok()
+            .and_then(|read| read.clone())
+            .unwrap_or(Read::Alone)
+    }
+}
+
+impl Reading {
+    /// Leaves it to those that joined.
+    pub fn end(self, read: Read) {
+        self.read.send_replace(Some(read));
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        let mut table = self.table.lock();
+        // A later lookup may have taken the place.
+        let is_own = table
+            .reads
+            .get(&self.digest)
+            .is_some_and(|read| self.read.subscribe().same_channel(read));
+        if is_own {
+            table.reads.remove(&self.digest);
+        }
     }
 }
 
@@ -139,10 +267,11 @@ impl Drop for Pending {
         let mut table = self.table.lock();
         // A later fill of the same key may have taken the place.
         let is_own = table
+            .fills
             .get(&self.digest)
             .is_some_and(|slot| slot.held.same_channel(&self.slot.held));
         if is_own {
-            table.remove(&self.digest);
+            table.fills.remove(&self.digest);
         }
     }
 }
@@ -442,36 +571,51 @@ mod tests {
         assert!(table.claim(&key()).is_some());
     }
 
+    fn filled(table: &InFlight) -> Filled {
+        match table.look_up(&key(), true) {
+            Lookup::Waits(Waits::Fill(filled)) => filled,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn reading(table: &InFlight) -> Reading {
+        match table.look_up(&key(), true) {
+            Lookup::Reads(Some(reading)) => reading,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn joining(table: &InFlight) -> JoinedRead {
+        match table.look_up(&key(), true) {
+            Lookup::Waits(Waits::Read(joined)) => joined,
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[tokio::test]
     async fn a_lookup_waits_for_the_record_and_gets_the_entry() {
         let table = InFlight::default();
         let (pending, display) = table.announce(&key());
-        let waiting = tokio::spawn({
-            let table = table.clone();
-            async move { table.get(&key()).unwrap().await }
-        });
+        let waiting = tokio::spawn(filled(&table).end());
         display.wanted().await;
         display.show(held());
         drop(display);
         assert!(waiting.await.unwrap().is_some());
-        assert!(table.get(&key()).unwrap().await.is_some());
+        assert!(filled(&table).end().await.is_some());
         drop(pending);
-        assert!(table.get(&key()).is_none());
+        assert!(!table.has(&key()));
     }
 
     #[tokio::test]
     async fn a_fill_that_fails_lets_its_waiters_go() {
         let table = InFlight::default();
         let (pending, display) = table.announce(&key());
-        let waiting = tokio::spawn({
-            let table = table.clone();
-            async move { table.get(&key()).unwrap().await }
-        });
+        let waiting = tokio::spawn(filled(&table).end());
         tokio::task::yield_now().await;
         // Others may hold its place for longer.
         drop(display);
         assert!(waiting.await.unwrap().is_none());
-        assert!(table.get(&key()).unwrap().await.is_none());
+        assert!(filled(&table).end().await.is_none());
         drop(pending);
     }
 
@@ -482,8 +626,54 @@ mod tests {
         let (later, display) = table.announce(&key());
         drop(earlier);
         display.show(held());
-        assert!(table.get(&key()).unwrap().await.is_some());
+        assert!(filled(&table).end().await.is_some());
         drop(later);
+    }
+
+    #[tokio::test]
+    async fn a_lookup_joins_the_one_that_reads() {
+        let table = InFlight::default();
+        let first = reading(&table);
+        let (joined, head) = (joining(&table), table.look_up(&key(), false));
+        first.end(Read::Absent);
+        assert!(matches!(joined.end().await, Read::Absent));
+        assert!(matches!(head, Lookup::Waits(Waits::Read(_))));
+        // Nobody has read it for those that come now, and one without a body reads for nobody else.
+        assert!(matches!(table.look_up(&key(), false), Lookup::Reads(None)));
+        drop(reading(&table));
+    }
+
+    #[tokio::test]
+    async fn a_lookup_whose_client_leaves_lets_those_go_that_joined_it() {
+        let table = InFlight::default();
+        let first = reading(&table);
+        let joined = joining(&table);
+        drop(first);
+        assert!(matches!(joined.end().await, Read::Alone));
+    }
+
+    #[tokio::test]
+    async fn what_is_read_before_a_change_is_not_for_those_that_come_after_it() {
+        let changes: [fn(&InFlight); 3] = [
+            |table| drop(table.announce(&key())),
+            |table| table.part(&key()),
+            InFlight::part_all,
+        ];
+        for change in changes {
+            let table = InFlight::default();
+            let before = reading(&table);
+            change(&table);
+            let after = reading(&table);
+            let joined = joining(&table);
+            // It leaves the later one in its place.
+            before.end(Read::Absent);
+            assert!(matches!(
+                table.look_up(&key(), true),
+                Lookup::Waits(Waits::Read(_))
+            ));
+            after.end(Read::Alone);
+            assert!(matches!(joined.end().await, Read::Alone));
+        }
     }
 
     const PATIENCE: Duration = Duration::from_secs(3600);

@@ -509,6 +509,8 @@ impl Fills {
                 return;
             }
         }
+        // Of a large body nothing was announced.
+        self.in_flight.part(&plan.key);
         let Some(Signpost { key, record }) = &plan.signpost else {
             return;
         };
@@ -516,11 +518,13 @@ impl Fills {
         if let Err(error) = self.store.put(key, record, &[]).await {
             warn!(key = %key.object_name(), error = %store::Causes(&error), "variant will not be found");
         }
+        self.in_flight.part(key);
     }
 
     /// From now on nothing is used of these sources that was stored or asked for before.
     pub fn invalidate(&self, sources: Vec<Source>) {
         self.marks.set(sources.clone());
+        self.in_flight.part_all();
         for source in &sources {
             self.memory.remove_source(source);
         }
@@ -532,6 +536,7 @@ impl Fills {
         if let Err(error) = self.store.delete(key).await {
             warn!(key = %key.object_name(), error = %store::Causes(&error), "entry was not removed");
         }
+        self.in_flight.part(key);
     }
 
     fn is_valid(&self, plan: &Plan) -> Result<(), AbortReason> {

@@ -56,7 +56,7 @@ pub struct Offer {
     /// Whose body it is.
     pub key: Key,
     /// What it holds.
-    pub room: Option<Reservation>,
+    pub room: Option<Arc<Reservation>>,
 }
 
 impl Objects {
@@ -157,7 +157,7 @@ async fn fetch(State(objects): State<Objects>, headers: HeaderMap) -> Response {
 struct Rest {
     pieces: Pieces,
     key: Key,
-    _room: Option<Reservation>,
+    _room: Option<Arc<Reservation>>,
     fills: Fills,
 }
 

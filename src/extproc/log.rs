@@ -24,7 +24,7 @@ pub(super) struct Log {
     pub(super) lookup: Duration,
     stage: Stage,
     /// What a hit holds until it is out.
-    pub(super) room: Option<Reservation>,
+    pub(super) room: Option<Arc<Reservation>>,
     _present: GaugeGuard,
 }
 

@@ -9,7 +9,7 @@ use tracing::{debug, warn};
 use super::service::Routes;
 use crate::budget::{Budget, Reservation};
 use crate::clock::{Clock, Stopwatch};
-use crate::collapse::{Groups, Refreshes};
+use crate::collapse::{Groups, Lookup, Read, Refreshes, Waits, Whole};
 use crate::entry::Record;
 use crate::fetch::Fetcher;
 use crate::fill::Fills;
@@ -72,15 +72,7 @@ pub(super) struct Fetched {
     /// The body, where it is still in the store.
     pub(super) body: Option<BodyStream>,
     /// Room for the body.
-    pub(super) room: Option<Reservation>,
-}
-
-/// What a lookup found before it asked for room.
-enum Source {
-    /// All that the answer needs.
-    Fetched(Fetched),
-    /// An entry whose body is still to be read.
-    Store(store::Found),
+    pub(super) room: Option<Arc<Reservation>>,
 }
 
 impl Shared {
@@ -121,9 +113,54 @@ impl Shared {
         Some(Fetched::of(record, body))
     }
 
-    /// Gets an entry: from a fill that is not confirmed yet, else from the store; its body whole
-    /// and proved if it goes out in one message. All within the lookup deadline.
+    /// Gets an entry: from a fill that is not confirmed yet, from another lookup that reads it, else from the
+    /// store. All within the lookup deadline.
     async fn fetch(
+        &self,
+        key: &Key,
+        method: LookupMethod,
+        begin: Stopwatch,
+    ) -> Result<Fetched, store::Error> {
+        let time_left = || self.lookup_deadline.saturating_sub(begin.elapsed());
+        let is_get = method == LookupMethod::Get;
+        let waits = match self.fills.in_flight.look_up(key, is_get) {
+            Lookup::Waits(waits) => waits,
+            Lookup::Reads(reading) => {
+                let fetched = self.read(key, method, begin).await?;
+                if let Some(reading) = reading {
+                    reading.end(fetched.for_others());
+                }
+                return Ok(fetched);
+            }
+        };
+        let fetched = async {
+            match waits {
+                Waits::Fill(filled) => {
+                    if let Some(held) = filled.end().await
+                        && !self.fills.marks.hide_asked(key.source(), held.asked)
+                    {
+                        let body = StoredBody::Held(held.chunks.clone());
+                        return Ok(Fetched::of(Arc::clone(&held.record), body));
+                    }
+                }
+                Waits::Read(joined) => {
+                    self.metrics.joined_lookup();
+                    match joined.end().await {
+                        Read::Whole(whole) => return Ok(Fetched::whole(whole)),
+                        Read::Absent => return Ok(Fetched::nothing(MissReason::Absent)),
+                        Read::Alone => {}
+                    }
+                }
+            }
+            self.read(key, method, begin).await
+        };
+        tokio::time::timeout(time_left(), fetched)
+            .await
+            .map_err(|_| store::Error::TimedOut)?
+    }
+
+    /// Gets an entry from the store; its body whole and proved if it goes out in one message.
+    async fn read(
         &self,
         key: &Key,
         method: LookupMethod,
@@ -132,29 +169,25 @@ impl Shared {
         let time_left = || self.lookup_deadline.saturating_sub(begin.elapsed());
         let timed_out = |_| store::Error::TimedOut;
         let asked = self.fills.marks.now();
-        let found = match self.fills.in_flight.get(key) {
-            // The store's own deadline is within ours, and a second timer is not for nothing: each wakes the
-            // thread that waits for the network.
-            None => self.find(key, method).await?,
-            Some(filled) => {
-                let found = async {
-                    match filled.await {
-                        Some(held) if !self.fills.marks.hide_asked(key.source(), held.asked) => {
-                            let body = StoredBody::Held(held.chunks.clone());
-                            Ok(Source::Fetched(Fetched::of(Arc::clone(&held.record), body)))
-                        }
-                        _ => self.find(key, method).await,
-                    }
-                };
-                tokio::time::timeout(time_left(), found)
-                    .await
-                    .map_err(timed_out)??
+        let is_hidden = self.hiding(key);
+        // The store's own deadline is within ours, and a second timer is not for nothing: each wakes the thread
+        // that waits for the network.
+        let found = match method {
+            LookupMethod::Get => self.store.get(key).await?,
+            LookupMethod::Head => {
+                return Ok(match self.store.head(key).await? {
+                    None => Fetched::nothing(MissReason::Absent),
+                    Some(record) if is_hidden(&record) => Fetched::nothing(MissReason::Invalidated),
+                    Some(record) => Fetched::of(Arc::new(record), StoredBody::NotNeeded),
+                });
             }
         };
-        let store::Found { record, body } = match found {
-            Source::Fetched(fetched) => return Ok(fetched),
-            Source::Store(found) => found,
+        let Some(store::Found { record, body }) = found else {
+            return Ok(Fetched::nothing(MissReason::Absent));
         };
+        if is_hidden(&record) {
+            return Ok(Fetched::nothing(MissReason::Invalidated));
+        }
         let length = record.body.content_length;
         if length > self.largest_bytes {
             return Ok(Fetched::nothing(MissReason::TooLarge));
@@ -165,25 +198,24 @@ impl Shared {
         let Ok(Ok(room)) = room else {
             return Ok(Fetched::nothing(MissReason::Budget));
         };
-        let (held, streamed) = if is_whole {
-            let whole = store::read_whole(&record, body);
-            let bytes = tokio::time::timeout(time_left(), whole)
-                .await
-                .map_err(timed_out)??;
-            (StoredBody::Held(vec![bytes]), None)
-        } else {
-            (StoredBody::Streamed, Some(body))
-        };
+        let room = Arc::new(room);
         let record = Arc::new(record);
-        if let StoredBody::Held(chunks) = &held {
-            let record = Arc::clone(&record);
-            self.fills.memory.put(key, record, chunks, asked);
+        if !is_whole {
+            return Ok(Fetched {
+                answer: Answer::Found {
+                    record,
+                    body: StoredBody::Streamed,
+                },
+                body: Some(body),
+                room: Some(room),
+            });
         }
-        Ok(Fetched {
-            answer: Answer::Found { record, body: held },
-            body: streamed,
-            room: Some(room),
-        })
+        let body = tokio::time::timeout(time_left(), store::read_whole(&record, body))
+            .await
+            .map_err(timed_out)??;
+        let kept = std::slice::from_ref(&body);
+        self.fills.memory.put(key, Arc::clone(&record), kept, asked);
+        Ok(Fetched::whole(Whole { record, body, room }))
     }
 
     /// Tells of a record that is read from now on whether it was invalidated. What is read may be deleted
@@ -215,26 +247,6 @@ impl Shared {
             drop(slot);
         });
     }
-
-    /// Asks the store, within its deadline.
-    async fn find(&self, key: &Key, method: LookupMethod) -> Result<Source, store::Error> {
-        let found = |record, body| Source::Fetched(Fetched::of(record, body));
-        let nothing = || Source::Fetched(Fetched::nothing(MissReason::Absent));
-        let is_hidden = self.hiding(key);
-        let invalidated = || Source::Fetched(Fetched::nothing(MissReason::Invalidated));
-        Ok(match method {
-            LookupMethod::Head => match self.store.head(key).await? {
-                Some(record) if is_hidden(&record) => invalidated(),
-                Some(record) => found(Arc::new(record), StoredBody::NotNeeded),
-                None => nothing(),
-            },
-            LookupMethod::Get => match self.store.get(key).await? {
-                Some(found) if is_hidden(&found.record) => invalidated(),
-                Some(found) => Source::Store(found),
-                None => nothing(),
-            },
-        })
-    }
 }
 
 impl Fetched {
@@ -244,6 +256,38 @@ impl Fetched {
             answer: Answer::Found { record, body },
             body: None,
             room: None,
+        }
+    }
+
+    /// An entry that was read.
+    fn whole(whole: Whole) -> Self {
+        let Whole { record, body, room } = whole;
+        Self {
+            answer: Answer::Found {
+                record,
+                body: StoredBody::Held(vec![body]),
+            },
+            body: None,
+            room: Some(room),
+        }
+    }
+
+    /// What it leaves to those that joined the lookup.
+    fn for_others(&self) -> Read {
+        match (&self.answer, &self.room) {
+            (
+                Answer::Found {
+                    record,
+                    body: StoredBody::Held(chunks),
+                },
+                Some(room),
+            ) if let [body] = &chunks[..] => Read::Whole(Whole {
+                record: Arc::clone(record),
+                body: body.clone(),
+                room: Arc::clone(room),
+            }),
+            (Answer::Nothing(MissReason::Absent), _) => Read::Absent,
+            _ => Read::Alone,
         }
     }
 

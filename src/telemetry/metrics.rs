@@ -38,6 +38,7 @@ pub struct Metrics {
     memory_bytes: Gauge<i64, AtomicI64>,
     memory_entries: Gauge<i64, AtomicI64>,
     memory_lookups: Family<ResultLabel, Counter>,
+    joined_lookups: Counter,
     store_operations: Family<StoreLabels, Histogram>,
     store_breaker: Gauge<i64, AtomicI64>,
 }
@@ -110,6 +111,7 @@ impl Metrics {
             memory_bytes: Gauge::default(),
             memory_entries: Gauge::default(),
             memory_lookups: Family::default(),
+            joined_lookups: Counter::default(),
             store_operations: Family::new_with_constructor(histogram),
             store_breaker: Gauge::default(),
             registry: Arc::new(Registry::default()),
@@ -204,6 +206,11 @@ impl Metrics {
             "memory_entries",
             "Entries in the memory tier now",
             metrics.memory_entries.clone(),
+        );
+        registry.register(
+            "joined_lookups",
+            "Lookups that joined another one of the same entry, which reads it from the store",
+            metrics.joined_lookups.clone(),
         );
         registry.register(
             "memory_lookups",
@@ -331,6 +338,11 @@ impl Metrics {
         self.memory_lookups
             .get_or_create(&ResultLabel { result })
             .inc();
+    }
+
+    /// A lookup waits for what another one reads.
+    pub fn joined_lookup(&self) {
+        self.joined_lookups.inc();
     }
 
     /// An operation of the store is over.

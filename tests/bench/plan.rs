@@ -174,7 +174,7 @@ impl Plan {
                 window: Duration::from_millis(1500),
                 rounds: 3,
                 claim_rounds: 5,
-                turns: 6,
+                turns: 3,
                 turn: Duration::from_millis(500),
                 starts_anew: true,
                 last_begins: Duration::from_secs(14 * 60),

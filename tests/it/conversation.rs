@@ -1,6 +1,7 @@
 //! Whole gRPC conversations in process: what Envoy is answered, message by message.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -36,6 +37,7 @@ use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -332,6 +334,122 @@ async fn an_invalidated_entry_that_is_read_while_it_is_deleted_is_not_served() -
     let answer = conversation.ask(get("/a")).await?;
     let is_forwarded = matches!(answer.response, Some(Response::RequestHeaders(_)));
     assert!(is_forwarded, "{answer:?}");
+    Ok(())
+}
+
+/// Counts reads, and lets them go on when it is told.
+#[derive(Debug)]
+struct Gated {
+    inner: MemoryStore,
+    reads: AtomicUsize,
+    gate: Semaphore,
+}
+
+impl Gated {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            inner: MemoryStore::new(1 << 20),
+            reads: AtomicUsize::new(0),
+            gate: Semaphore::new(1),
+        })
+    }
+}
+
+#[async_trait]
+impl Store for Gated {
+    async fn head(&self, key: &Key) -> Result<Option<Record>, Error> {
+        self.inner.head(key).await
+    }
+    async fn get(&self, key: &Key) -> Result<Option<Found>, Error> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        self.gate.acquire().await.expect("it stays open").forget();
+        self.inner.get(key).await
+    }
+    async fn put(&self, key: &Key, record: &Record, body: &[Bytes]) -> Result<(), Error> {
+        self.inner.put(key, record, body).await
+    }
+    async fn begin(&self, key: &Key, draft: &Record) -> Result<Box<dyn Writer>, Error> {
+        self.inner.begin(key, draft).await
+    }
+    async fn replace_record(&self, key: &Key, record: &Record) -> Result<bool, Error> {
+        self.inner.replace_record(key, record).await
+    }
+    async fn delete(&self, key: &Key) -> Result<(), Error> {
+        self.inner.delete(key).await
+    }
+    async fn delete_source(&self, source: &Source) -> Result<u64, Error> {
+        self.inner.delete_source(source).await
+    }
+    async fn check(&self) -> Result<(), Error> {
+        self.inner.check().await
+    }
+}
+
+/// This many lookups of `/a` under way, of which all but one have joined the one that reads.
+async fn joined(
+    processor: &Processor,
+    count: usize,
+) -> Result<Vec<JoinHandle<Result<ProcessingResponse>>>> {
+    let mut asking = Vec::new();
+    for _ in 0..count {
+        let mut conversation = processor.open("files").await?;
+        asking.push(tokio::spawn(
+            async move { conversation.ask(get("/a")).await },
+        ));
+    }
+    wait::until("all to join", Duration::from_secs(10), async || {
+        processor.count("afterimage_joined_lookups_total") == count as u64 - 1
+    })
+    .await?;
+    Ok(asking)
+}
+
+#[tokio::test]
+async fn lookups_of_an_entry_at_the_same_time_read_it_once() -> Result<()> {
+    let store = Gated::new();
+    let processor = Processor::start_with(Arc::clone(&store) as _).await?;
+    processor.fill_with("files", "/a").await?;
+    let asking = joined(&processor, 8).await?;
+    store.gate.add_permits(1);
+    for answer in asking {
+        let answer = answer.await??;
+        let Some(Response::ImmediateResponse(hit)) = answer.response else {
+            panic!("{answer:?}");
+        };
+        assert_eq!(hit.body, PNG);
+    }
+    // That of the fill, and one for all.
+    assert_eq!(store.reads.load(Ordering::SeqCst), 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn those_that_joined_a_lookup_whose_client_leaves_read_for_themselves() -> Result<()> {
+    let store = Gated::new();
+    let processor = Processor::start_with(Arc::clone(&store) as _).await?;
+    processor.fill_with("files", "/a").await?;
+    let leaving = processor.open("files").await?;
+    let asked = store.reads.load(Ordering::SeqCst) + 1;
+    leaving.sender.send(get("/a")).await?;
+    wait::until("the first to read", Duration::from_secs(10), async || {
+        store.reads.load(Ordering::SeqCst) == asked
+    })
+    .await?;
+    let mut staying = processor.open("files").await?;
+    let staying = tokio::spawn(async move { staying.ask(get("/a")).await });
+    wait::until("the second to join", Duration::from_secs(10), async || {
+        processor.count("afterimage_joined_lookups_total") == 1
+    })
+    .await?;
+    drop(leaving);
+    wait::until("the second to read", Duration::from_secs(10), async || {
+        store.reads.load(Ordering::SeqCst) == asked + 1
+    })
+    .await?;
+    store.gate.add_permits(1);
+    let answer = staying.await??;
+    let is_hit = matches!(answer.response, Some(Response::ImmediateResponse(_)));
+    assert!(is_hit, "{answer:?}");
     Ok(())
 }
 
