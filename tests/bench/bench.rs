@@ -236,8 +236,8 @@ async fn all_rounds(plan: &Plan, started: Stopwatch) -> Result<BTreeMap<Cell, Ve
 
 /// What is measured in a round, in order, and for how long.
 ///
-/// A machine is faster in one minute than in the next, by more than what is left of a lone client's bound. So the sides of such
-/// a bound take many short turns.
+/// A machine is faster in one minute than in the next, by more than what separates the sides of a claim. So they take turns,
+/// many short ones.
 fn turns(plan: &Plan, round: usize) -> Vec<(Cell, Duration)> {
     let mut cells: Vec<_> = plan
         .cells
@@ -248,16 +248,20 @@ fn turns(plan: &Plan, round: usize) -> Vec<(Cell, Duration)> {
     if round % 2 == 1 {
         cells.reverse();
     }
-    let is_bound =
-        |cell: &Cell| cell.work.comes_last() && cell.connections == 1 && claims::needs(cell);
-    let (mut bounds, mut others): (Vec<_>, Vec<_>) = cells.into_iter().partition(is_bound);
-    others.sort_by_key(|cell| cell.work.comes_last());
-    bounds.sort_by_key(|cell| cell.size);
-    let mut turns: Vec<_> = others
-        .into_iter()
-        .map(|cell| (cell, plan.pace.window))
-        .collect();
-    for sides in bounds.chunk_by(|one, other| one.size == other.size) {
+    // Sides of a claim have the same, alone and one after the other.
+    let claim = |cell: &Cell| {
+        let is_side = claims::needs(cell) && cell.connections <= 16;
+        is_side.then_some((cell.size, cell.connections))
+    };
+    cells.sort_by_key(|cell| (cell.work.comes_last(), claim(cell)));
+    let mut turns = Vec::new();
+    for sides in cells.chunk_by(|one, other| {
+        claim(one) == claim(other) && one.work.comes_last() == other.work.comes_last()
+    }) {
+        if sides.first().and_then(claim).is_none() {
+            turns.extend(sides.iter().map(|cell| (*cell, plan.pace.window)));
+            continue;
+        }
         for turn in 0..plan.pace.turns {
             let sides = sides.iter().map(|cell| (*cell, plan.pace.turn));
             if turn % 2 == 0 {

@@ -93,7 +93,7 @@ pub(crate) struct Pace {
     pub(crate) rounds: usize,
     /// A cell that a claim needs, so often.
     pub(crate) claim_rounds: usize,
-    /// How many turns the sides of a lone client's bound take in a round.
+    /// How many turns the sides of a claim take in a round.
     pub(crate) turns: usize,
     /// How long each of them is.
     pub(crate) turn: Duration,
