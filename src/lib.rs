@@ -38,4 +38,3 @@ pub mod session;
 pub mod store;
 pub mod telemetry;
 pub mod transport;
-mod unix;

@@ -34,7 +34,6 @@ use crate::store::{
 };
 use crate::telemetry::Metrics;
 use crate::telemetry::admin::{self, Readiness};
-use crate::unix;
 
 /// The store's share of a lookup's time. Were it all, the lookup could be over a moment before the
 /// store's own deadline, and what was given up does not count against the store.
@@ -354,9 +353,7 @@ async fn serve(shared: Arc<Shared>, incoming: Incoming, draining: CancellationTo
             });
             extproc::serve(listener, shared, draining).await;
         }
-        Incoming::Unix(listener, _file) => {
-            extproc::serve(unix::Listener(listener), shared, draining).await;
-        }
+        Incoming::Unix(listener, _file) => extproc::serve(listener, shared, draining).await,
     }
 }
 
