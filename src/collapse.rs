@@ -195,7 +195,7 @@ impl InFlight {
         }))
     }
 
-    /// What is read of `key` now is not for lookups that begin later: it is about to change.
+    /// What is being read of `key` is not for lookups that begin later: the entry has changed.
     pub fn part(&self, key: &Key) {
         self.lock().reads.remove(key.digest());
     }
@@ -230,7 +230,7 @@ impl JoinedRead {
 }
 
 impl Reading {
-    /// Leaves it to those that joined.
+    /// Leaves this to those that joined.
     pub fn end(self, read: Read) {
         self.read.send_replace(Some(read));
     }
