@@ -80,6 +80,13 @@ impl Reservation {
     pub fn merge(&mut self, other: Self) {
         self.0.merge(other.0);
     }
+
+    /// Gives back all but so many bytes.
+    pub fn shrink_to(&mut self, bytes: u64) {
+        let kept = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let unused = self.0.num_permits().saturating_sub(kept);
+        drop(self.0.split(unused));
+    }
 }
 
 #[cfg(test)]
@@ -93,6 +100,10 @@ mod tests {
         assert_eq!(budget.try_reserve(60).unwrap_err().wanted_bytes, 60);
         first.merge(budget.try_reserve(40).unwrap());
         assert_eq!(budget.reserved_bytes(), 100);
+        first.shrink_to(100);
+        assert_eq!(budget.reserved_bytes(), 100);
+        first.shrink_to(30);
+        assert_eq!(budget.reserved_bytes(), 30);
         drop(first);
         assert_eq!(budget.reserved_bytes(), 0);
     }

@@ -559,8 +559,8 @@ impl RawLimits {
             breaker_failures: self.breaker_failures.unwrap_or(5),
             breaker_wait: Seconds::or(self.breaker_wait, Duration::from_secs(2)),
         };
-        if limits.budget == 0 {
-            problem("budget", "must be 1B to 4GiB".to_owned());
+        if u64::from(limits.budget) < MIB {
+            problem("budget", "must be 1MiB to 4GiB".to_owned());
         }
         if limits.immediate_bytes > 4 * MIB {
             problem("immediate_cap", "is at most 4MiB".to_owned());

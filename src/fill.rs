@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
@@ -35,6 +35,10 @@ const QUEUED_PIECES: usize = 64;
 /// Bodies above this are hashed on a thread that may block: 256 KiB take about 0.2 ms.
 const HASHED_INLINE_BYTES: u64 = 256 * 1024;
 
+/// What a copy takes beside its bytes: its record, its task, its places in tables, and what its way to the
+/// store needs. Without room for that as well, a flood of tiny images would take memory without bound.
+const COPY_BYTES: u64 = 16 * 1024;
+
 /// How long a whole copy waits before it goes to the store, and before it is hashed unless a lookup wants
 /// it. The client's last bytes are still on their way then, through a proxy and perhaps beside a store on
 /// the same cores.
@@ -45,6 +49,8 @@ const CLIENT_FIRST: Duration = Duration::from_millis(2);
 pub struct Fills {
     /// Where entries go.
     pub store: Arc<dyn Store>,
+    /// Turns to write there, for all but large bodies while they pass.
+    pub turns: Turns,
     /// What fills may hold.
     pub budget: Budget,
     /// Where whole fills are shown to lookups.
@@ -63,6 +69,44 @@ pub struct Fills {
     pub tasks: TaskTracker,
 }
 
+/// Turns to write to the store; clones share them. A store that is slow gets no faster by more writes at a
+/// time, and each takes a connection.
+#[derive(Debug, Clone)]
+pub struct Turns {
+    turns: Arc<Semaphore>,
+    patience: Duration,
+}
+
+impl Turns {
+    /// So many at a time, each waited for at most so long.
+    pub fn new(count: usize, patience: Duration) -> Self {
+        Self {
+            turns: Arc::new(Semaphore::new(count)),
+            patience,
+        }
+    }
+
+    /// Writes when it is its turn. A write may not wait for another turn.
+    ///
+    /// # Errors
+    /// The write's own, or [`store::Error::TimedOut`] when its turn does not come.
+    pub async fn write<T>(
+        &self,
+        write: impl Future<Output = Result<T, store::Error>>,
+    ) -> Result<T, store::Error> {
+        let turn = match self.turns.try_acquire() {
+            Ok(turn) => turn,
+            Err(_) => tokio::time::timeout(self.patience, self.turns.acquire())
+                .await
+                .map_err(|_| store::Error::TimedOut)?
+                .expect("nobody closes it"),
+        };
+        let result = write.await;
+        drop(turn);
+        result
+    }
+}
+
 /// How slowly a response may pass while its copy is kept.
 #[derive(Debug, Clone, Copy)]
 pub struct Pace {
@@ -79,7 +123,7 @@ pub struct Pace {
 pub struct Fill {
     plan: Arc<Plan>,
     copy: Copy,
-    open: OpenGuard,
+    open: Arc<Open>,
 }
 
 /// The copy of one response from its begin to its end, counted when it is lost.
@@ -210,8 +254,14 @@ struct Plan {
     asked: Moment,
 }
 
-/// Counts a fill as open until neither the fill nor a task that writes for it has it any more.
-type OpenGuard = Arc<GaugeGuard>;
+/// Counts a fill as open, and has room for it, until neither the fill nor a task that writes for it has it any
+/// more.
+#[derive(Debug)]
+struct Open {
+    _counted: GaugeGuard,
+    /// For [`COPY_BYTES`].
+    _room: Reservation,
+}
 
 #[derive(Debug)]
 enum Copy {
@@ -265,7 +315,10 @@ impl Fills {
         }
         let plan = Arc::new(plan);
         self.is_valid(&plan)?;
-        let open = Arc::new(self.metrics.open_fill());
+        let open = Arc::new(Open {
+            _counted: self.metrics.open_fill(),
+            _room: self.reserve(COPY_BYTES)?,
+        });
         let copy = match plan.storable.content_length {
             Some(length) if length > self.held_bytes => self.pass_on(Arc::clone(&plan), &open),
             known => {
@@ -395,7 +448,8 @@ impl Fills {
         }
         display.show(Arc::clone(&held));
         client_first.await;
-        let result = self.store.put(&plan.key, &held.record, &held.chunks).await;
+        let put = self.store.put(&plan.key, &held.record, &held.chunks);
+        let result = self.turns.write(put).await;
         if result.is_ok() {
             let record = Arc::clone(&held.record);
             self.memory.put(&plan.key, record, &held.chunks, plan.asked);
@@ -405,7 +459,7 @@ impl Fills {
 
     /// Starts the task that writes a large body while it passes. It ends without a commit when the
     /// queue is dropped before [`Piece::End`].
-    fn pass_on(&self, plan: Arc<Plan>, open: &OpenGuard) -> Copy {
+    fn pass_on(&self, plan: Arc<Plan>, open: &Arc<Open>) -> Copy {
         let (sender, mut queue) = mpsc::channel(QUEUED_PIECES);
         let fills = self.clone();
         let open = Arc::clone(open);
@@ -451,7 +505,8 @@ impl Fills {
         if self.marks.hide_asked(key.source(), asked) {
             return;
         }
-        match self.store.replace_record(&key, &record).await {
+        let replace = self.store.replace_record(&key, &record);
+        match self.turns.write(replace).await {
             Ok(true) => self.memory.freshen(&key, record, asked),
             Ok(false) => self.memory.remove(&key),
             Err(error) => {
@@ -469,15 +524,24 @@ impl Fills {
         let mut writer = self.store.begin(&plan.key, &draft).await?;
         let mut sha256 = Sha256::new();
         let mut checksum = BodyChecksum::new();
+        // For what the writer has and the store has not.
+        let mut held = None::<Reservation>;
         while let Some(piece) = queue.recv().await {
             match piece {
                 Piece::Chunks(chunks, room) => {
+                    match &mut held {
+                        None => held = Some(room),
+                        Some(held) => held.merge(room),
+                    }
+                    let mut held_bytes = 0;
                     for chunk in chunks {
                         sha256.update(&chunk);
                         checksum.update(&chunk);
-                        writer.append(chunk).await?;
+                        held_bytes = writer.append(chunk).await?;
                     }
-                    drop(room);
+                    if let Some(held) = &mut held {
+                        held.shrink_to(held_bytes);
+                    }
                 }
                 Piece::End => {
                     let proof = BodyProof {
@@ -515,7 +579,7 @@ impl Fills {
             return;
         };
         self.memory.remove(key);
-        if let Err(error) = self.store.put(key, record, &[]).await {
+        if let Err(error) = self.turns.write(self.store.put(key, record, &[])).await {
             warn!(key = %key.object_name(), error = %store::Causes(&error), "variant will not be found");
         }
         self.in_flight.part(key);
@@ -533,7 +597,7 @@ impl Fills {
     /// Removes an entry that may not be used any more.
     pub async fn forget(&self, key: &Key) {
         self.memory.remove(key);
-        if let Err(error) = self.store.delete(key).await {
+        if let Err(error) = self.turns.write(self.store.delete(key)).await {
             warn!(key = %key.object_name(), error = %store::Causes(&error), "entry was not removed");
         }
         self.in_flight.part(key);
@@ -568,5 +632,38 @@ fn record(plan: &Plan, body: BodyProof) -> Record {
         response_time: storable.response_time,
         initial_age: storable.initial_age,
         body,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::poll;
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_write_waits_for_its_turn() {
+        let turns = Turns::new(1, Duration::from_secs(60));
+        let done = Notify::new();
+        let mut first = pin!(turns.write(async {
+            done.notified().await;
+            Ok(())
+        }));
+        let mut second = pin!(turns.write(async { Ok(()) }));
+        assert!(poll!(first.as_mut()).is_pending());
+        assert!(poll!(second.as_mut()).is_pending());
+        done.notify_one();
+        first.await.unwrap();
+        second.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_whose_turn_does_not_come_is_given_up() {
+        let turns = Turns::new(1, Duration::from_secs(60));
+        let mut first = pin!(turns.write(std::future::pending::<Result<(), _>>()));
+        assert!(poll!(first.as_mut()).is_pending());
+        let second = turns.write(async { Ok(()) }).await;
+        assert!(matches!(second, Err(store::Error::TimedOut)), "{second:?}");
     }
 }

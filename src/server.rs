@@ -24,7 +24,7 @@ use crate::collapse::{Groups, InFlight, Refreshes};
 use crate::config::{Config, EnvoyLimits, Listen, StoreConfig};
 use crate::extproc::{self, Patience, Routes, Shared};
 use crate::fetch::Fetcher;
-use crate::fill::{Fills, Pace};
+use crate::fill::{Fills, Pace, Turns};
 use crate::marks::{self, Marks};
 use crate::memory::Memory;
 use crate::objects::{self, Objects};
@@ -38,6 +38,9 @@ use crate::telemetry::admin::{self, Readiness};
 /// The store's share of a lookup's time. Were it all, the lookup could be over a moment before the
 /// store's own deadline, and what was given up does not count against the store.
 const STORE_SHARE: f64 = 0.95;
+
+/// Writes to the store at a time, large bodies aside: as many as idle connections to it are kept.
+const WRITES: usize = 64;
 
 /// Comparisons of the memory tier with the store that may be under way at a time.
 const RECHECKS: usize = 16;
@@ -103,7 +106,8 @@ pub async fn run(config: Config) -> Result<(), Error> {
     let bounds = marks::Bounds {
         count: limits.invalidations,
         patience: limits.invalidation_time,
-        fill: limits.fill_deadline + limits.write_timeout,
+        // It passes, waits for its turn, and is written.
+        fill: limits.fill_deadline + 2 * limits.write_timeout,
     };
     let marks = Marks::new(Arc::clone(&store), clock.clone(), tasks.clone(), bounds);
     let memory = Memory::new(
@@ -116,6 +120,7 @@ pub async fn run(config: Config) -> Result<(), Error> {
         marks,
         memory: memory.clone(),
         store: Arc::clone(&store),
+        turns: Turns::new(WRITES, limits.write_timeout),
         budget: budget.clone(),
         in_flight: InFlight::default(),
         metrics: metrics.clone(),

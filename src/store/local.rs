@@ -321,7 +321,7 @@ impl LocalWriter {
 
 #[async_trait]
 impl Writer for LocalWriter {
-    async fn append(&mut self, chunk: Bytes) -> Result<(), Error> {
+    async fn append(&mut self, chunk: Bytes) -> Result<u64, Error> {
         self.length += chunk.len() as u64;
         self.waiting_bytes += chunk.len() as u64;
         self.waiting.push(chunk);
@@ -329,7 +329,7 @@ impl Writer for LocalWriter {
             let staged = self.flush(|_, staged| Ok(staged)).await?;
             self.staged = Some(staged);
         }
-        Ok(())
+        Ok(self.waiting_bytes)
     }
 
     async fn commit(mut self: Box<Self>, record: &Record) -> Result<(), Error> {

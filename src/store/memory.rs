@@ -172,11 +172,11 @@ impl Store for MemoryStore {
 
 #[async_trait]
 impl Writer for MemoryWriter {
-    async fn append(&mut self, chunk: Bytes) -> Result<(), Error> {
+    async fn append(&mut self, chunk: Bytes) -> Result<u64, Error> {
         self.length += chunk.len() as u64;
         self.store.fits(self.length)?;
         self.body.push(chunk);
-        Ok(())
+        Ok(self.length)
     }
 
     async fn commit(self: Box<Self>, record: &Record) -> Result<(), Error> {

@@ -386,10 +386,10 @@ impl Store for Metered {
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
 impl Writer for MeteredWriter {
-    async fn append(&mut self, chunk: Bytes) -> Result<(), Error> {
+    async fn append(&mut self, chunk: Bytes) -> Result<u64, Error> {
         let mut observed = Observed::start(&self.observe, Operation::Append);
         let result = within(self.deadline, self.inner.append(chunk)).await;
-        observed.result = OpResult::of(&result, |()| false);
+        observed.result = OpResult::of(&result, |_| false);
         if observed.result.is_failure() {
             self.breaker.failed();
         }

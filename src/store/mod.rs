@@ -81,8 +81,9 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
 /// now or later.
 #[async_trait]
 pub trait Writer: Send {
-    /// Takes the next bytes of the body. After an error only dropping the writer makes sense.
-    async fn append(&mut self, chunk: Bytes) -> Result<(), Error>;
+    /// Takes the next bytes of the body, and tells how many bytes of it are held now: neither in the store nor
+    /// the operating system's. After an error only dropping the writer makes sense.
+    async fn append(&mut self, chunk: Bytes) -> Result<u64, Error>;
 
     /// Makes the entry readable under its key, with this record. The caller has verified the bytes.
     ///

@@ -12,7 +12,7 @@ use afterimage::config::Config;
 use afterimage::entry::Record;
 use afterimage::extproc::{self, Patience, Routes, Shared};
 use afterimage::fetch::Fetcher;
-use afterimage::fill::{Fills, Pace};
+use afterimage::fill::{Fills, Pace, Turns};
 use afterimage::marks::{Bounds, Marks};
 use afterimage::memory::Memory;
 use afterimage::policy::{Key, Source};
@@ -84,6 +84,7 @@ impl Processor {
             marks: marks.clone(),
             memory: Memory::new(0, 0, Duration::ZERO, marks.clone()),
             store: Arc::clone(&store),
+            turns: Turns::new(1, Duration::from_secs(60)),
             budget: budget.clone(),
             in_flight: InFlight::default(),
             metrics: metrics.clone(),

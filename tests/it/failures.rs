@@ -304,6 +304,57 @@ async fn a_fill_without_room_is_dropped_and_its_client_is_served_whole() -> Resu
 }
 
 #[tokio::test]
+async fn copies_of_tiny_images_need_room_beside_their_bytes() -> Result<()> {
+    let origin = Origin::start().await?;
+    let stack = generic(&origin, Store::Local)
+        .settings("limits: {budget: 1MiB}")
+        .start()
+        .await?;
+    let body = png(100);
+    // With 100 bytes each there would be room for ten thousand; a copy takes 16 KiB beside them.
+    let gates: Vec<_> = (0..80)
+        .map(|number| hold_half(&origin, &format!("/{number}"), &body))
+        .collect();
+    let answers: Vec<_> = (0..80)
+        .map(|number| begin(&stack.client, &format!("/{number}")))
+        .collect();
+    until(&stack, "as many copies as there is room for", |metrics| {
+        metrics.sum("afterimage_open_fills", &[]) == 63.0 && aborted(metrics, "budget") == 17.0
+    })
+    .await?;
+    for gate in &gates {
+        gate.open();
+    }
+    for answer in answers {
+        assert!(answer.await??.body == body);
+    }
+    commits_reach(&stack, 63).await?;
+    is_quiet(&stack).await?;
+    assert_eq!(entries(&stack)?.len(), 63);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_a_large_copy_has_not_sent_yet_needs_room() -> Result<()> {
+    let origin = Origin::start().await?;
+    let stack = generic(&origin, Store::Garage)
+        .settings("limits: {budget: 1MiB, held_cap: 64KiB}")
+        .start()
+        .await?;
+    // It goes to the store in parts of 8 MiB.
+    let body = png(2 * MIB);
+    origin.respond("/a", Script::ok("image/png", body.clone()));
+    let answer = stack.get("/a").await?;
+    assert_eq!((answer.cache_status(), &answer.cut), (STORED, &None));
+    assert!(answer.body == body);
+    until(&stack, "a copy without room", |metrics| {
+        aborted(metrics, "budget") == 1.0
+    })
+    .await?;
+    is_quiet(&stack).await
+}
+
+#[tokio::test]
 async fn a_hit_without_room_is_forwarded() -> Result<()> {
     let origin = Origin::start().await?;
     let stack = generic(&origin, Store::Local)

@@ -117,8 +117,8 @@ struct ScriptedWriter(Act);
 
 #[async_trait]
 impl Writer for ScriptedWriter {
-    async fn append(&mut self, _: Bytes) -> Result<(), Error> {
-        perform(self.0.clone()).await.map(drop)
+    async fn append(&mut self, _: Bytes) -> Result<u64, Error> {
+        perform(self.0.clone()).await.map(|_| 0)
     }
 
     async fn commit(self: Box<Self>, _: &Record) -> Result<(), Error> {

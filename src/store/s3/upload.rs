@@ -79,7 +79,7 @@ impl PartsWriter {
 
 #[async_trait]
 impl Writer for PartsWriter {
-    async fn append(&mut self, mut chunk: Bytes) -> Result<(), Error> {
+    async fn append(&mut self, mut chunk: Bytes) -> Result<u64, Error> {
         self.length += chunk.len() as u64;
         while self.waiting_bytes + chunk.len() >= PART_BYTES {
             self.waiting
@@ -90,7 +90,7 @@ impl Writer for PartsWriter {
             self.waiting_bytes += chunk.len();
             self.waiting.push(chunk);
         }
-        Ok(())
+        Ok(self.waiting_bytes as u64)
     }
 
     async fn commit(mut self: Box<Self>, record: &Record) -> Result<(), Error> {
