@@ -11,6 +11,7 @@ use crate::scripted::{
     generic, is_quiet, png, requests, until,
 };
 use crate::support::client::{Answer, Client};
+use crate::support::metrics::Metrics;
 use crate::support::origin::{Cut, Framing, Gate, Origin, Script};
 use crate::support::stack::{Stack, Store};
 
@@ -341,17 +342,37 @@ async fn what_a_large_copy_has_not_sent_yet_needs_room() -> Result<()> {
         .settings("limits: {budget: 1MiB, held_cap: 64KiB}")
         .start()
         .await?;
-    // It goes to the store in parts of 8 MiB.
+    // It goes to the store in parts of 8 MiB; each piece finds what came before it already on that way.
     let body = png(2 * MIB);
-    origin.respond("/a", Script::ok("image/png", body.clone()));
-    let answer = stack.get("/a").await?;
+    let mut script = Script::ok("image/png", body.clone());
+    let mut gates = Vec::new();
+    for sent in (256 * KIB..body.len()).step_by(256 * KIB) {
+        let gate = Gate::closed();
+        script = script.wait_at(sent, &gate);
+        gates.push(gate);
+    }
+    origin.respond("/a", script);
+    let answer = begin(&stack.client, "/a");
+    for (pieces, gate) in (1..).zip(&gates) {
+        until(&stack, "the next piece", |metrics| {
+            appended(metrics) >= f64::from(pieces) || aborted(metrics, "budget") == 1.0
+        })
+        .await?;
+        gate.open();
+    }
+    let answer = answer.await??;
     assert_eq!((answer.cache_status(), &answer.cut), (STORED, &None));
     assert!(answer.body == body);
-    until(&stack, "a copy without room", |metrics| {
-        aborted(metrics, "budget") == 1.0
-    })
-    .await?;
-    is_quiet(&stack).await
+    is_quiet(&stack).await?;
+    let metrics = stack.metrics().await?;
+    assert_eq!(aborted(&metrics, "budget"), 1.0);
+    Ok(())
+}
+
+/// Pieces of large copies that the store's writer has taken.
+fn appended(metrics: &Metrics) -> f64 {
+    let name = "afterimage_store_operation_duration_seconds_count";
+    metrics.sum(name, &[("operation", "append")])
 }
 
 #[tokio::test]
