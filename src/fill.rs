@@ -74,14 +74,16 @@ pub struct Fills {
 #[derive(Debug, Clone)]
 pub struct Turns {
     turns: Arc<Semaphore>,
+    places: Arc<Semaphore>,
     patience: Duration,
 }
 
 impl Turns {
-    /// So many at a time, each waited for at most so long.
-    pub fn new(count: usize, patience: Duration) -> Self {
+    /// `count` at a time, while at most `waiting` wait, each for at most so long.
+    pub fn new(count: usize, waiting: usize, patience: Duration) -> Self {
         Self {
             turns: Arc::new(Semaphore::new(count)),
+            places: Arc::new(Semaphore::new(waiting)),
             patience,
         }
     }
@@ -89,17 +91,23 @@ impl Turns {
     /// Writes when it is its turn. A write may not wait for another turn.
     ///
     /// # Errors
-    /// The write's own, or [`store::Error::TimedOut`] when its turn does not come.
+    /// The write's own, [`store::Error::TimedOut`] when its turn does not come, [`store::Error::Unavailable`] when
+    /// too many wait.
     pub async fn write<T>(
         &self,
         write: impl Future<Output = Result<T, store::Error>>,
     ) -> Result<T, store::Error> {
         let turn = match self.turns.try_acquire() {
             Ok(turn) => turn,
-            Err(_) => tokio::time::timeout(self.patience, self.turns.acquire())
-                .await
-                .map_err(|_| store::Error::TimedOut)?
-                .expect("nobody closes it"),
+            Err(_) => {
+                let Ok(place) = self.places.try_acquire() else {
+                    return Err(store::Error::Unavailable("too many writes wait".into()));
+                };
+                let turn = tokio::time::timeout(self.patience, self.turns.acquire()).await;
+                drop(place);
+                turn.map_err(|_| store::Error::TimedOut)?
+                    .expect("nobody closes it")
+            }
         };
         let result = write.await;
         drop(turn);
@@ -501,7 +509,9 @@ impl Fills {
 
     /// Gives an entry the record that the upstream has confirmed when it was asked at this moment.
     pub async fn freshen(&self, freshened: Freshened, asked: Moment) {
-        let Freshened { key, record, .. } = freshened;
+        let Freshened { key, record, body } = freshened;
+        // Whoever shows it has room for it.
+        drop(body);
         if self.marks.hide_asked(key.source(), asked) {
             return;
         }
@@ -643,8 +653,8 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_write_waits_for_its_turn() {
-        let turns = Turns::new(1, Duration::from_secs(60));
+    async fn writes_wait_for_their_turn_unless_too_many_do() {
+        let turns = Turns::new(1, 1, Duration::from_secs(60));
         let done = Notify::new();
         let mut first = pin!(turns.write(async {
             done.notified().await;
@@ -653,14 +663,17 @@ mod tests {
         let mut second = pin!(turns.write(async { Ok(()) }));
         assert!(poll!(first.as_mut()).is_pending());
         assert!(poll!(second.as_mut()).is_pending());
+        let third = turns.write(async { Ok(()) }).await;
+        assert!(matches!(third, Err(store::Error::Unavailable(_))));
         done.notify_one();
         first.await.unwrap();
         second.await.unwrap();
+        turns.write(async { Ok(()) }).await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_write_whose_turn_does_not_come_is_given_up() {
-        let turns = Turns::new(1, Duration::from_secs(60));
+        let turns = Turns::new(1, 1, Duration::from_secs(60));
         let mut first = pin!(turns.write(std::future::pending::<Result<(), _>>()));
         assert!(poll!(first.as_mut()).is_pending());
         let second = turns.write(async { Ok(()) }).await;

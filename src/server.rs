@@ -42,6 +42,9 @@ const STORE_SHARE: f64 = 0.95;
 /// Writes to the store at a time, large bodies aside: as many as idle connections to it are kept.
 const WRITES: usize = 64;
 
+/// Writes that may wait for their turn; there is room in a budget of 64 MiB for so many copies.
+const WAITING_WRITES: usize = 4096;
+
 /// Comparisons of the memory tier with the store that may be under way at a time.
 const RECHECKS: usize = 16;
 
@@ -120,7 +123,7 @@ pub async fn run(config: Config) -> Result<(), Error> {
         marks,
         memory: memory.clone(),
         store: Arc::clone(&store),
-        turns: Turns::new(WRITES, limits.write_timeout),
+        turns: Turns::new(WRITES, WAITING_WRITES, limits.write_timeout),
         budget: budget.clone(),
         in_flight: InFlight::default(),
         metrics: metrics.clone(),

@@ -84,7 +84,7 @@ impl Processor {
             marks: marks.clone(),
             memory: Memory::new(0, 0, Duration::ZERO, marks.clone()),
             store: Arc::clone(&store),
-            turns: Turns::new(1, Duration::from_secs(60)),
+            turns: Turns::new(1, 10, Duration::from_secs(60)),
             budget: budget.clone(),
             in_flight: InFlight::default(),
             metrics: metrics.clone(),
