@@ -97,7 +97,7 @@ impl Turns {
         &self,
         write: impl Future<Output = Result<T, store::Error>>,
     ) -> Result<T, store::Error> {
-        let turn = match self.turns.try_acquire() {
+        let _turn = match self.turns.try_acquire() {
             Ok(turn) => turn,
             Err(_) => {
                 let Ok(place) = self.places.try_acquire() else {
@@ -109,9 +109,7 @@ impl Turns {
                     .expect("nobody closes it")
             }
         };
-        let result = write.await;
-        drop(turn);
-        result
+        write.await
     }
 }
 
@@ -538,10 +536,9 @@ impl Fills {
         let mut held = None::<Reservation>;
         while let Some(piece) = queue.recv().await {
             match piece {
-                Piece::Chunks(chunks, room) => {
-                    match &mut held {
-                        None => held = Some(room),
-                        Some(held) => held.merge(room),
+                Piece::Chunks(chunks, mut room) => {
+                    if let Some(held) = held.take() {
+                        room.merge(held);
                     }
                     let mut held_bytes = 0;
                     for chunk in chunks {
@@ -549,9 +546,8 @@ impl Fills {
                         checksum.update(&chunk);
                         held_bytes = writer.append(chunk).await?;
                     }
-                    if let Some(held) = &mut held {
-                        held.shrink_to(held_bytes);
-                    }
+                    room.shrink_to(held_bytes);
+                    held = Some(room);
                 }
                 Piece::End => {
                     let proof = BodyProof {
