@@ -40,8 +40,8 @@ pub struct InFlight(Arc<Mutex<Keys>>);
 
 #[derive(Debug, Default)]
 struct Keys {
-    fills: HashMap<[u8; 32], Slot>,
-    reads: HashMap<[u8; 32], watch::Receiver<Option<Read>>>,
+    fills: HashMap<Key, Slot>,
+    reads: HashMap<Key, watch::Receiver<Option<Read>>>,
 }
 
 /// What a lookup of a key has to do.
@@ -74,7 +74,7 @@ pub struct JoinedRead(watch::Receiver<Option<Read>>);
 #[derive(Debug)]
 pub struct Reading {
     table: InFlight,
-    digest: [u8; 32],
+    key: Key,
     read: watch::Sender<Option<Read>>,
 }
 
@@ -113,7 +113,7 @@ struct Slot {
 #[derive(Debug)]
 pub struct Pending {
     table: InFlight,
-    digest: [u8; 32],
+    key: Key,
     slot: Slot,
 }
 
@@ -154,12 +154,12 @@ impl InFlight {
             wanted: Arc::clone(&wanted),
         };
         let mut table = self.lock();
-        table.fills.insert(*key.digest(), slot.clone());
-        table.reads.remove(key.digest());
+        table.fills.insert(key.clone(), slot.clone());
+        table.reads.remove(key);
         drop(table);
         let pending = Pending {
             table: self.clone(),
-            digest: *key.digest(),
+            key: key.clone(),
             slot,
         };
         let display = Display {
@@ -171,25 +171,25 @@ impl InFlight {
 
     /// Whether there is a whole fill for `key`, or will be as soon as its record is made.
     pub fn has(&self, key: &Key) -> bool {
-        self.lock().fills.contains_key(key.digest())
+        self.lock().fills.contains_key(key)
     }
 
     /// What a lookup of `key` has to do. If it reads and is one that `leads`, those that come later wait for it.
     pub fn look_up(&self, key: &Key, leads: bool) -> Lookup {
         let mut table = self.lock();
-        if let Some(slot) = table.fills.get(key.digest()) {
+        if let Some(slot) = table.fills.get(key) {
             slot.wanted.notify_one();
             return Lookup::Waits(Waits::Fill(Filled(slot.held.clone())));
         }
-        if let Some(read) = table.reads.get(key.digest()) {
+        if let Some(read) = table.reads.get(key) {
             return Lookup::Waits(Waits::Read(JoinedRead(read.clone())));
         }
         Lookup::Reads(leads.then(|| {
             let (sender, read) = watch::channel(None);
-            table.reads.insert(*key.digest(), read);
+            table.reads.insert(key.clone(), read);
             Reading {
                 table: self.clone(),
-                digest: *key.digest(),
+                key: key.clone(),
                 read: sender,
             }
         }))
@@ -197,7 +197,7 @@ impl InFlight {
 
     /// What is being read of `key` is not for lookups that begin later: the entry has changed.
     pub fn part(&self, key: &Key) {
-        self.lock().reads.remove(key.digest());
+        self.lock().reads.remove(key);
     }
 
     /// As [`InFlight::part`], of all keys.
@@ -242,10 +242,10 @@ impl Drop for Reading {
         // A later lookup may have taken the place.
         let is_own = table
             .reads
-            .get(&self.digest)
+            .get(&self.key)
             .is_some_and(|read| self.read.subscribe().same_channel(read));
         if is_own {
-            table.reads.remove(&self.digest);
+            table.reads.remove(&self.key);
         }
     }
 }
@@ -268,42 +268,42 @@ impl Drop for Pending {
         // A later fill of the same key may have taken the place.
         let is_own = table
             .fills
-            .get(&self.digest)
+            .get(&self.key)
             .is_some_and(|slot| slot.held.same_channel(&self.slot.held));
         if is_own {
-            table.fills.remove(&self.digest);
+            table.fills.remove(&self.key);
         }
     }
 }
 
 /// The keys that are being refreshed; clones share them. At most one for each open stream.
 #[derive(Debug, Clone, Default)]
-pub struct Refreshes(Arc<Mutex<HashSet<[u8; 32]>>>);
+pub struct Refreshes(Arc<Mutex<HashSet<Key>>>);
 
 /// The task to refresh one key; dropping it lets another request have it.
 #[derive(Debug)]
 pub struct Claim {
     table: Refreshes,
-    digest: [u8; 32],
+    key: Key,
 }
 
 impl Refreshes {
     /// Takes the task to refresh `key`; `None` while another request has it.
     pub fn claim(&self, key: &Key) -> Option<Claim> {
-        self.lock().insert(*key.digest()).then(|| Claim {
+        self.lock().insert(key.clone()).then(|| Claim {
             table: self.clone(),
-            digest: *key.digest(),
+            key: key.clone(),
         })
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<[u8; 32]>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<Key>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.table.lock().remove(&self.digest);
+        self.table.lock().remove(&self.key);
     }
 }
 
@@ -317,12 +317,12 @@ pub struct Groups(Arc<Table>);
 
 #[derive(Debug)]
 struct Table {
-    groups: Mutex<HashMap<[u8; 32], Arc<Group>>>,
+    groups: Mutex<HashMap<Key, Arc<Group>>>,
     /// Since when, and for how long, requests for a key do not wait for each other (hit-for-miss).
-    alone: Cache<[u8; 32], (Stopwatch, Duration)>,
+    alone: Cache<Key, (Stopwatch, Duration)>,
     /// When there last was something to be looked up. A lookup that began earlier may have missed it,
     /// and must not lead.
-    stored: Cache<[u8; 32], Stopwatch>,
+    stored: Cache<Key, Stopwatch>,
     /// Followers of one group that may be sent on at a time.
     turns: usize,
 }
@@ -358,7 +358,7 @@ pub enum Joined {
 #[derive(Debug)]
 pub struct Lead {
     table: Groups,
-    digest: [u8; 32],
+    key: Key,
     group: Arc<Group>,
     has_ended: bool,
 }
@@ -367,7 +367,7 @@ pub struct Lead {
 #[derive(Debug)]
 pub struct Follow {
     table: Groups,
-    digest: [u8; 32],
+    key: Key,
     looked_up: Stopwatch,
     verdict: watch::Receiver<Verdict>,
     turns: Arc<Semaphore>,
@@ -414,48 +414,44 @@ impl Groups {
     /// lookup that began at `looked_up`. If a leader has stored something since then, the request
     /// follows it.
     pub fn join(&self, key: &Key, looked_up: Stopwatch) -> Joined {
-        self.join_digest(*key.digest(), looked_up)
-    }
-
-    fn join_digest(&self, digest: [u8; 32], looked_up: Stopwatch) -> Joined {
-        if let Some((since, lasts)) = self.0.alone.get(&digest) {
+        if let Some((since, lasts)) = self.0.alone.get(key) {
             if since.elapsed() < lasts {
                 return Joined::Alone;
             }
-            self.0.alone.remove(&digest);
+            self.0.alone.remove(key);
         }
         let mut groups = self.lock();
         let follow = |group: &Group| {
             Joined::Follow(Follow {
                 table: self.clone(),
-                digest,
+                key: key.clone(),
                 looked_up,
                 verdict: group.verdict.subscribe(),
                 turns: Arc::clone(&group.turns),
             })
         };
-        if let Some(group) = groups.get(&digest) {
+        if let Some(group) = groups.get(key) {
             return follow(group);
         }
         let new = |verdict| Group {
             verdict: watch::Sender::new(verdict),
             turns: Arc::new(Semaphore::new(self.0.turns)),
         };
-        let stored = self.0.stored.get(&digest);
+        let stored = self.0.stored.get(key);
         if stored.is_some_and(|stored| looked_up <= stored) {
             return follow(&new(Verdict::Stored(None)));
         }
         let group = Arc::new(new(Verdict::Open));
-        groups.insert(digest, Arc::clone(&group));
+        groups.insert(key.clone(), Arc::clone(&group));
         Joined::Lead(Lead {
             table: self.clone(),
-            digest,
+            key: key.clone(),
             group,
             has_ended: false,
         })
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<[u8; 32], Arc<Group>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Arc<Group>>> {
         self.0.groups.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -475,7 +471,7 @@ impl Lead {
     pub fn refused(mut self, alone: Duration) {
         if !alone.is_zero() {
             let alone = (Stopwatch::start(), alone);
-            self.table.0.alone.insert(self.digest, alone);
+            self.table.0.alone.insert(self.key.clone(), alone);
         }
         self.end(Verdict::Refused);
     }
@@ -487,10 +483,10 @@ impl Lead {
         let mut groups = self.table.lock();
         if let Verdict::Stored(_) = verdict {
             let stored = Stopwatch::start();
-            self.table.0.stored.insert(self.digest, stored);
+            self.table.0.stored.insert(self.key.clone(), stored);
         }
         // Whoever comes from here on finds what is stored, or leads.
-        groups.remove(&self.digest);
+        groups.remove(&self.key);
         drop(groups);
         self.group.verdict.send_replace(verdict);
     }
@@ -520,9 +516,7 @@ impl Follow {
             let joined = match verdict {
                 Verdict::Stored(shown) => return Followed::Stored(shown),
                 Verdict::Refused => Joined::Alone,
-                Verdict::Open | Verdict::Left => {
-                    self.table.join_digest(self.digest, self.looked_up)
-                }
+                Verdict::Open | Verdict::Left => self.table.join(&self.key, self.looked_up),
             };
             match joined {
                 Joined::Lead(lead) => return Followed::Lead(lead),
@@ -540,7 +534,7 @@ impl Follow {
 mod tests {
     use super::*;
     use crate::clock::Timestamp;
-    use crate::entry::BodyProof;
+    use crate::entry::{BodyProof, Identity};
 
     fn key() -> Key {
         Key::from_parts("test", 1, [1; 32], [2; 32])
@@ -550,7 +544,7 @@ mod tests {
         Arc::new(Held {
             record: Arc::new(Record {
                 variants: None,
-                key_digest: *key().digest(),
+                identity: Identity::of(&key()),
                 status: http::StatusCode::OK,
                 headers: http::HeaderMap::new(),
                 response_time: Timestamp::from_unix(1),
@@ -777,5 +771,28 @@ mod tests {
         let groups = Groups::new(1);
         lead(&groups).refused(Duration::from_nanos(1));
         drop(lead(&groups));
+    }
+
+    #[test]
+    fn the_same_digest_in_another_namespace_or_epoch_is_another_entry() {
+        let others = [
+            Key::from_parts("other", 1, [1; 32], [2; 32]),
+            Key::from_parts("test", 2, [1; 32], [2; 32]),
+        ];
+        let (groups, in_flight) = (Groups::new(1), InFlight::default());
+        let refreshes = Refreshes::default();
+        let _lead = lead(&groups);
+        let _claim = refreshes.claim(&key()).unwrap();
+        let _announced = in_flight.announce(&key());
+        let read = Key::from_parts("test", 1, [1; 32], [3; 32]);
+        let _reading = in_flight.look_up(&read, true);
+        for other in &others {
+            let joined = groups.join(other, Stopwatch::start());
+            assert!(matches!(joined, Joined::Lead(_)), "{other:?}");
+            assert!(refreshes.claim(other).is_some(), "{other:?}");
+            assert!(!in_flight.has(other), "{other:?}");
+        }
+        let other = Key::from_parts("other", 1, [1; 32], [3; 32]);
+        assert!(matches!(in_flight.look_up(&other, true), Lookup::Reads(_)));
     }
 }

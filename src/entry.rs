@@ -4,6 +4,8 @@
 //! prove it before the first byte leaves. It travels as one base64 value of at most
 //! [`MAX_ENCODED_BYTES`]; the schema is `proto/afterimage/v1/record.proto`.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use data_encoding::BASE64_NOPAD;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -26,14 +28,14 @@ pub const FORMAT_VERSION: u32 = 1;
 pub const MAX_ENCODED_BYTES: usize = 1900;
 
 /// More than what an encoded message takes without headers, and for a header beside its name and value.
-const MESSAGE_BYTES: usize = 128;
+const MESSAGE_BYTES: usize = 200;
 const HEADER_BYTES: usize = 12;
 
 /// The stored response without its body.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {
-    /// Digest of the key that the entry is for.
-    pub key_digest: [u8; 32],
+    /// The entry that it is for.
+    pub identity: Identity,
     /// Status of the stored response.
     pub status: StatusCode,
     /// Stored header fields; never `content-length`, which follows from the body.
@@ -47,6 +49,34 @@ pub struct Record {
     /// Where this is no response, but says which request fields choose between the responses of a
     /// primary key.
     pub variants: Option<Variants>,
+}
+
+/// The entry that a record is for: namespace, epoch and digest of its [`Key`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// `None` in records of builds that wrote the digest alone. The object's name vouches for them.
+    owner: Option<(Arc<str>, u32)>,
+    digest: [u8; 32],
+}
+
+impl Identity {
+    /// The identity of the entry under `key`.
+    pub fn of(key: &Key) -> Self {
+        let source = key.source();
+        Self {
+            owner: Some((Arc::clone(source.namespace()), source.epoch())),
+            digest: *key.digest(),
+        }
+    }
+
+    /// Whether this is the identity of the entry under `key`, as far as the record tells.
+    pub fn is_of(&self, key: &Key) -> bool {
+        let source = key.source();
+        let is_owned = |(namespace, epoch): &(Arc<str>, u32)| {
+            namespace == source.namespace() && *epoch == source.epoch()
+        };
+        self.digest == *key.digest() && self.owner.as_ref().is_none_or(is_owned)
+    }
 }
 
 /// Length and checksums of a whole body.
@@ -85,9 +115,10 @@ impl Record {
     /// # Errors
     /// [`RecordTooLarge`] when the headers are too long to be kept.
     pub fn encode(&self) -> Result<String, RecordTooLarge> {
+        let owner = self.identity.owner.as_ref();
         let message = wire::Record {
             format_version: FORMAT_VERSION,
-            key_digest: Bytes::copy_from_slice(&self.key_digest),
+            key_digest: Bytes::copy_from_slice(&self.identity.digest),
             status: self.status.as_u16().into(),
             headers: self
                 .headers
@@ -114,6 +145,8 @@ impl Record {
                 .flat_map(|variants| &variants.stored)
                 .copied()
                 .collect(),
+            namespace: owner.map_or_else(String::new, |(namespace, _)| namespace.to_string()),
+            epoch: owner.map_or(0, |(_, epoch)| *epoch),
         };
         let encoded = BASE64_NOPAD.encode(&message.encode_to_vec());
         if encoded.len() > MAX_ENCODED_BYTES {
@@ -166,7 +199,11 @@ impl Record {
                 fields,
                 stored: message.variants,
             }),
-            key_digest: digest(&message.key_digest)?,
+            identity: Identity {
+                owner: (!message.namespace.is_empty())
+                    .then(|| (message.namespace.into(), message.epoch)),
+                digest: digest(&message.key_digest)?,
+            },
             status: u16::try_from(message.status)
                 .ok()
                 .and_then(|status| StatusCode::from_u16(status).ok())
@@ -186,7 +223,7 @@ impl Record {
     /// What stands under a primary key whose responses are told apart by `variants`.
     pub fn of_variants(primary: &Key, variants: Variants, now: Timestamp) -> Self {
         Self {
-            key_digest: *primary.digest(),
+            identity: Identity::of(primary),
             status: StatusCode::OK,
             headers: HeaderMap::new(),
             response_time: now,
@@ -198,7 +235,7 @@ impl Record {
 
     /// Whether the entry is the one for `key`.
     pub fn is_for(&self, key: &Key) -> bool {
-        self.key_digest == *key.digest()
+        self.identity.is_of(key)
     }
 }
 
@@ -288,7 +325,10 @@ mod tests {
             }
             fitting += 1;
             let record = Record {
-                key_digest: [0xFF; 32],
+                identity: Identity {
+                    owner: Some(("n".repeat(63).into(), u32::MAX)),
+                    digest: [0xFF; 32],
+                },
                 status: StatusCode::from_u16(599).unwrap(),
                 headers,
                 response_time: Timestamp::from_unix(u64::MAX),
@@ -303,5 +343,54 @@ mod tests {
             assert!(record.encode().is_ok(), "{count} headers of {length} bytes");
         }
         assert!(fitting > 1000);
+    }
+
+    fn stored() -> Record {
+        Record {
+            identity: Identity::of(&Key::from_parts("images", 3, [1; 32], [2; 32])),
+            status: StatusCode::OK,
+            headers: [(http::header::ETAG, HeaderValue::from_static("\"v1\""))]
+                .into_iter()
+                .collect(),
+            response_time: Timestamp::from_unix(1_700_000_000),
+            initial_age: 7,
+            body: BodyProof::of(&[Bytes::from_static(b"body")]),
+            variants: None,
+        }
+    }
+
+    #[test]
+    fn a_record_is_for_its_namespace_and_epoch_alone() {
+        let record = Record::decode(&stored().encode().unwrap()).unwrap();
+        assert_eq!(record, stored());
+        let key = |namespace, epoch, digest| Key::from_parts(namespace, epoch, [1; 32], digest);
+        assert!(record.is_for(&key("images", 3, [2; 32])));
+        assert!(!record.is_for(&key("thumbs", 3, [2; 32])));
+        assert!(!record.is_for(&key("images", 4, [2; 32])));
+        assert!(!record.is_for(&key("images", 3, [3; 32])));
+    }
+
+    /// Written by a build that knew neither namespace nor epoch.
+    const OLD: &str = "CAESIAICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICGMgBIgwKBGV0YWcSBCJ2MSIogOLPqgYwBzgEQiAjDY\
+        NY3I6IkLTFje62KRLuLyA1eukqXMhhuY5o/jGstUnNP0dTi4mPmA";
+
+    #[test]
+    fn a_record_without_namespace_stays_readable() {
+        let record = Record::decode(OLD).unwrap();
+        let identity = Identity {
+            owner: None,
+            ..stored().identity
+        };
+        assert_eq!(
+            record,
+            Record {
+                identity,
+                ..stored()
+            }
+        );
+        for namespace in ["images", "thumbs"] {
+            assert!(record.is_for(&Key::from_parts(namespace, 1, [9; 32], [2; 32])));
+        }
+        assert!(!record.is_for(&Key::from_parts("images", 3, [1; 32], [3; 32])));
     }
 }

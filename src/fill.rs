@@ -20,7 +20,7 @@ use tracing::warn;
 use crate::budget::{Budget, Reservation};
 use crate::clock::Stopwatch;
 use crate::collapse::{Display, Held, InFlight, Shown};
-use crate::entry::{BodyChecksum, BodyProof, Record};
+use crate::entry::{BodyChecksum, BodyProof, Identity, Record};
 use crate::marks::{Marks, Moment};
 use crate::memory::Memory;
 use crate::policy::{Key, Source, Storable};
@@ -632,7 +632,7 @@ fn record(plan: &Plan, body: BodyProof) -> Record {
     let storable = &plan.storable;
     Record {
         variants: None,
-        key_digest: *plan.key.digest(),
+        identity: Identity::of(&plan.key),
         status: storable.status,
         headers: storable.headers.clone(),
         response_time: storable.response_time,

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::*;
-use crate::entry::{BodyProof, Record};
+use crate::entry::{BodyProof, Identity, Record};
 use crate::policy::Key;
 use crate::store::{Error, Found, MemoryStore, Writer};
 
@@ -93,7 +93,7 @@ impl Setup {
     async fn put(&self, key: &Key) {
         let record = Record {
             variants: None,
-            key_digest: *key.digest(),
+            identity: Identity::of(key),
             status: http::StatusCode::OK,
             headers: http::HeaderMap::new(),
             response_time: BEFORE,

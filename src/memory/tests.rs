@@ -3,7 +3,7 @@ use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::clock::{Clock, Timestamp};
-use crate::entry::BodyProof;
+use crate::entry::{BodyProof, Identity};
 use crate::marks::Bounds;
 use crate::store::MemoryStore;
 
@@ -37,7 +37,7 @@ fn body(length: usize) -> Vec<Bytes> {
 fn record(key: &Key, body: &[Bytes]) -> Arc<Record> {
     Arc::new(Record {
         variants: None,
-        key_digest: *key.digest(),
+        identity: Identity::of(key),
         status: http::StatusCode::OK,
         headers: http::HeaderMap::new(),
         response_time: Timestamp::from_unix(1),

@@ -4,6 +4,7 @@
 //! hashed, and what a decision looks like. What the URL means is the business of the kind.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -77,10 +78,17 @@ impl Policy {
 const LONGEST_NAME_BYTES: usize = 180;
 
 /// Names one entry: where it is kept, and the proof of what it is for.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Key {
     source: Source,
     digest: [u8; 32],
+}
+
+/// Hashes the digest alone, which nearly always differs where the key does; equality compares all of it.
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.digest.hash(state);
+    }
 }
 
 /// What the entries made of one source image (or of one generic URL without its query) share: a
@@ -136,6 +144,16 @@ impl Source {
     /// SHA-256 of the length-prefixed, versioned material that names the source.
     pub fn digest(&self) -> &[u8; 32] {
         &self.digest
+    }
+
+    /// The namespace of its policy.
+    pub fn namespace(&self) -> &Arc<str> {
+        &self.namespace
+    }
+
+    /// The epoch of its policy.
+    pub fn epoch(&self) -> u32 {
+        self.epoch
     }
 
     /// `v1/<namespace>/<epoch>/<digest, 32 hex digits>/`: what the object names of its entries begin

@@ -5,7 +5,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use proptest::prelude::*;
 
 use super::*;
-use crate::entry::{BodyProof, Record};
+use crate::entry::{BodyProof, Identity, Record};
 use crate::policy::{Key, Kind, Provenance, RequestHead, ResponseHead, Validators, testing};
 
 mod collapsing;
@@ -116,7 +116,7 @@ fn hit(effect: Effect) -> Hit {
 fn record(key: &Key, age: u64) -> Arc<Record> {
     Arc::new(Record {
         variants: None,
-        key_digest: *key.digest(),
+        identity: Identity::of(key),
         status: StatusCode::OK,
         headers: [(
             HeaderName::from_static("cache-control"),

@@ -190,14 +190,14 @@ mod tests {
 
     use super::*;
     use crate::clock::Timestamp;
-    use crate::entry::BodyProof;
+    use crate::entry::{BodyProof, Identity};
 
     async fn put(store: &MemoryStore, number: u8, length: usize) -> Result<(), Error> {
         let key = key(number);
         let body = [Bytes::from(vec![number; length])];
         let record = Record {
             variants: None,
-            key_digest: *key.digest(),
+            identity: Identity::of(&key),
             status: StatusCode::OK,
             headers: HeaderMap::new(),
             response_time: Timestamp::from_unix(0),

@@ -64,6 +64,8 @@ mod rules;
 mod signatures;
 // imgproxy's stand-in, held against the recorded answers of the real one.
 mod stand_in;
+// Policies with the same URLs.
+mod shared_urls;
 // A store that is gone, that hangs, or that gives back something else.
 mod store_failures;
 // The contract of `Store`, on memory, on disk and on Garage.
