@@ -149,6 +149,11 @@ pub async fn serve<L: Listener>(mut listener: L, shared: Arc<Shared>, draining: 
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_header_list_size(HEADER_LIST_BYTES)
+            // The peer is our own Envoy, which resets a stream whenever one of its clients leaves, as many at a
+            // time as these like. To end the connection for it would cut the streams of all others. What a reset
+            // stream takes is given back as soon as it is read.
+            .max_pending_accept_reset_streams(usize::MAX)
+            .max_local_error_reset_streams(None)
             .auto_date_header(false)
             .serve_connection(
                 TokioIo::new(stream.clone()),

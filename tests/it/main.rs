@@ -70,6 +70,8 @@ mod shared_urls;
 mod store_failures;
 // The contract of `Store`, on memory, on disk and on Garage.
 mod store_suite;
+// What strangers do to others.
+mod strangers;
 // Which answers are stored, and for how long.
 mod storing;
 // Much traffic of all kinds at once.
