@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::value::Problem;
 use super::{Config, Listen, Problems};
-use crate::objects;
+use crate::large_hits;
 
 const FILTER: &str =
     "type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor";
@@ -53,7 +53,7 @@ impl Config {
         for (place, filter) in &filters {
             self.compare_filter(filter, tree, place, problems);
         }
-        if self.objects.is_some() && !matches_header(tree, objects::TICKET.as_str()) {
+        if self.objects.is_some() && !matches_header(tree, large_hits::TICKET.as_str()) {
             problems.push(Problem::new(
                 "file",
                 "has no route for requests with x-afterimage-object, but objects.listen is set: large \

@@ -6,9 +6,9 @@ use std::time::Duration;
 use tracing::info;
 
 use super::shared::Shared;
-use crate::budget::Reservation;
+use crate::cache::budget::Reservation;
 use crate::clock::Stopwatch;
-use crate::policy::Key;
+use crate::entry::Key;
 use crate::session::{Copied, Report};
 use crate::telemetry::metrics::GaugeGuard;
 

@@ -2,9 +2,9 @@
 
 use tonic::Status;
 
-use super::answer::Answer;
-use super::wire;
-use crate::pieces::Pieces;
+use super::codec::convert as wire;
+use super::codec::response::Answer;
+use crate::cache::body_reader::Pieces;
 use crate::store;
 
 /// A hit that goes out in several messages.

@@ -1,6 +1,6 @@
 //! The gRPC service: one conversation for each stream, driven by whoever reads its answers.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::error::Error;
 use std::future::{poll_fn, ready};
@@ -27,14 +27,11 @@ use tonic::metadata::GRPC_CONTENT_TYPE;
 use tonic::{Status, Streaming};
 use tracing::debug;
 
-use super::answer::Answer;
-use super::driver::Conversation;
-use super::gathered::Gathered;
-use super::incoming::ProcessingRequest;
-use super::route_metadata;
+use super::codec::request::ProcessingRequest;
+use super::codec::response::Answer;
+use super::conversation::Conversation;
 use super::shared::Shared;
-use super::wire::RouteAttributes;
-use crate::policy::{BypassReason, Policy};
+use super::write_buffer::Gathered;
 
 /// Streams that one connection of Envoy may have at a time; Envoy opens a connection for each of
 /// its workers, and another when this is reached.
@@ -60,73 +57,6 @@ const LARGEST_MESSAGE_BYTES: usize = 16 * 1024 * 1024;
 
 /// What a stream's buffer for messages begins with: a request's head, mostly.
 const RECEIVED_BYTES: usize = 1024;
-
-/// Which policy a route means.
-#[derive(Debug)]
-pub struct Routes {
-    policies: HashMap<Arc<str>, Arc<Policy>>,
-    by_route_name: HashMap<String, Arc<Policy>>,
-    default: Option<Arc<Policy>>,
-    no_policy: Arc<str>,
-}
-
-impl Routes {
-    /// `by_route_name` maps Envoy's route names; `default` is for routes that name nothing.
-    pub fn new(
-        policies: impl IntoIterator<Item = Arc<Policy>>,
-        by_route_name: HashMap<String, Arc<Policy>>,
-        default: Option<Arc<Policy>>,
-    ) -> Self {
-        Self {
-            policies: policies
-                .into_iter()
-                .map(|policy| (Arc::clone(&policy.name), policy))
-                .collect(),
-            by_route_name,
-            default,
-            no_policy: "none".into(),
-        }
-    }
-
-    /// The label of requests without a policy.
-    pub(super) fn no_policy(&self) -> &Arc<str> {
-        &self.no_policy
-    }
-
-    /// In this order: the stream's metadata, the route's metadata, the route's name, the default.
-    /// `bypass` as a name stands for no policy.
-    pub(super) fn policy(
-        &self,
-        named: Option<&str>,
-        route: &RouteAttributes,
-    ) -> Result<Arc<Policy>, BypassReason> {
-        if let Some(name) = named {
-            return self.by_name(name);
-        }
-        if let Some(text) = &route.metadata {
-            let named =
-                route_metadata::policy_name(text).map_err(|_| BypassReason::RouteMetadata)?;
-            if let Some(name) = named {
-                return self.by_name(&name);
-            }
-        }
-        route
-            .name
-            .as_ref()
-            .and_then(|name| self.by_route_name.get(name))
-            .or(self.default.as_ref())
-            .cloned()
-            .ok_or(BypassReason::NoPolicy)
-    }
-
-    fn by_name(&self, name: &str) -> Result<Arc<Policy>, BypassReason> {
-        match self.policies.get(name) {
-            Some(policy) => Ok(Arc::clone(policy)),
-            None if name == "bypass" => Err(BypassReason::NoPolicy),
-            None => Err(BypassReason::UnknownPolicy),
-        }
-    }
-}
 
 /// Answers the streams of Envoy's connections to `listener` until `draining` is cancelled; returns when
 /// those that are open then have ended.

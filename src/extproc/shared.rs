@@ -6,20 +6,23 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tracing::{debug, warn};
 
-use super::service::Routes;
-use crate::budget::{Budget, Reservation};
+use super::routes::Routes;
+use crate::cache::body_reader::ROOM_BYTES;
+use crate::cache::budget::{Budget, Reservation};
+use crate::cache::collapse::Groups;
+use crate::cache::fill::Fills;
+use crate::cache::in_flight::{Lookup, Read, Waits, Whole};
+use crate::cache::memory_tier::Kept;
+use crate::cache::refreshes::Refreshes;
 use crate::clock::{Clock, Stopwatch};
-use crate::collapse::{Groups, Lookup, Read, Refreshes, Waits, Whole};
+use crate::entry::Key;
 use crate::entry::Record;
-use crate::fetch::Fetcher;
-use crate::fill::Fills;
-use crate::memory::Kept;
-use crate::objects::Objects;
-use crate::pieces::ROOM_BYTES;
-use crate::policy::{Key, LookupMethod, MissReason};
+use crate::large_hits::Objects;
+use crate::policy::{LookupMethod, MissReason};
 use crate::session::{Answer, StoredBody};
 use crate::store::{self, BodyStream, Store};
 use crate::telemetry::Metrics;
+use crate::upstream::Fetcher;
 
 /// What all conversations share.
 #[derive(Debug)]

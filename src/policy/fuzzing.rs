@@ -257,7 +257,7 @@ pub fn dates(lines: &[u8]) {
 
 fn record(headers: HeaderMap, initial_age: u64) -> Record {
     Record {
-        identity: Identity::of(&crate::policy::Key::from_parts("test", 1, [0; 32], [0; 32])),
+        identity: Identity::of(&crate::entry::Key::from_parts("test", 1, [0; 32], [0; 32])),
         status: StatusCode::OK,
         headers,
         response_time: NOW,

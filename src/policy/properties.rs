@@ -101,7 +101,7 @@ fn forbidden_fields(meant: &Meant) -> Vec<&'static str> {
 
 fn record(storable: &Storable) -> Record {
     Record {
-        identity: Identity::of(&crate::policy::Key::from_parts("test", 1, [0; 32], [0; 32])),
+        identity: Identity::of(&crate::entry::Key::from_parts("test", 1, [0; 32], [0; 32])),
         status: storable.status,
         headers: storable.headers.clone(),
         response_time: storable.response_time,

@@ -8,7 +8,8 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use super::Session;
 use super::event::AbortReason;
 use crate::entry::{BodyProof, Record};
-use crate::policy::{Fetch, Forward, Key, LookupMethod, Source, Storable};
+use crate::entry::{Key, Source};
+use crate::policy::{Fetch, Forward, LookupMethod, Storable};
 
 /// What the shell does next. Every message of the proxy is answered by exactly one [`Reply`].
 #[derive(Debug)]

@@ -14,10 +14,11 @@ use super::event::{AbortReason, Answer, Fetched, Part};
 use super::{Report, Session};
 use crate::clock::Timestamp;
 use crate::entry::Record;
+use crate::entry::{Key, Variants};
 use crate::policy::{
     Answered, CACHE_STATUS, CacheStatus, Checked, Completion, Content, Decision, Forward,
-    Freshness, Key, Kind, Lookup, LookupMethod, MAGIC_BYTES, MissReason, NotStorable, Policy,
-    RequestHead, ResponseHead, ServedBody, Storable, Validators, Variants, forwarded_validators,
+    Freshness, Kind, Lookup, LookupMethod, MAGIC_BYTES, MissReason, NotStorable, Policy,
+    RequestHead, ResponseHead, ServedBody, Storable, Validators, forwarded_validators,
 };
 
 /// What follows from an event: the next state, and what to do.

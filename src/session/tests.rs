@@ -5,8 +5,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use proptest::prelude::*;
 
 use super::*;
+use crate::entry::Key;
 use crate::entry::{BodyProof, Identity, Record};
-use crate::policy::{Key, Kind, Provenance, RequestHead, ResponseHead, Validators, testing};
+use crate::policy::{Kind, Provenance, RequestHead, ResponseHead, Validators, testing};
 
 mod collapsing;
 mod fetching;

@@ -10,7 +10,7 @@ use futures_util::stream;
 
 use super::{Error, Found, Store, Writer, expect_length, length_of};
 use crate::entry::Record;
-use crate::policy::{Key, Source};
+use crate::entry::{Key, Source};
 
 /// Keeps at most `max_bytes` of bodies; the entry that was written longest ago goes first.
 #[derive(Debug, Clone)]

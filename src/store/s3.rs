@@ -42,7 +42,7 @@ use self::reader::Reader;
 use self::upload::{PartsWriter, Upload};
 use super::{BodyStream, Error, Found, Store, Writer, decode_stored, expect_length, length_of};
 use crate::entry::Record;
-use crate::policy::{Key, Source};
+use crate::entry::{Key, Source};
 use crate::secret::Secret;
 use crate::transport::Endpoint;
 

@@ -13,7 +13,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::collapse::Followed;
+use crate::cache::collapse::Followed;
 use crate::session::{AbortReason, Fetched, Report};
 
 /// Handles to all metrics; clones share them.

@@ -1,14 +1,13 @@
 //! What an operator sees: log lines, metrics, and the admin pages.
 
-pub mod admin;
-mod lines;
+mod log_writer;
 pub mod metrics;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::FmtSpan;
 
-pub use self::lines::Flush;
-use self::lines::Lines;
+pub use self::log_writer::Flush;
+use self::log_writer::Lines;
 pub use self::metrics::Metrics;
 
 /// How log lines look.

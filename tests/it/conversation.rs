@@ -5,19 +5,21 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use afterimage::budget::Budget;
+use afterimage::cache::budget::Budget;
+use afterimage::cache::collapse::Groups;
+use afterimage::cache::fill::{Fills, Pace};
+use afterimage::cache::in_flight::InFlight;
+use afterimage::cache::invalidations::{Bounds, Marks};
+use afterimage::cache::memory_tier::Memory;
+use afterimage::cache::refreshes::Refreshes;
 use afterimage::clock::{Clock, Timestamp};
-use afterimage::collapse::{Groups, InFlight, Refreshes};
 use afterimage::config::Config;
 use afterimage::entry::Record;
+use afterimage::entry::{Key, Source};
 use afterimage::extproc::{self, Patience, Routes, Shared};
-use afterimage::fetch::Fetcher;
-use afterimage::fill::{Fills, Pace, Turns};
-use afterimage::marks::{Bounds, Marks};
-use afterimage::memory::Memory;
-use afterimage::policy::{Key, Source};
 use afterimage::store::{Error, Found, MemoryStore, Store, Writer};
 use afterimage::telemetry::Metrics;
+use afterimage::upstream::Fetcher;
 use anyhow::{Context as _, Result};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -84,7 +86,6 @@ impl Processor {
             marks: marks.clone(),
             memory: Memory::new(0, 0, Duration::ZERO, marks.clone()),
             store: Arc::clone(&store),
-            turns: Turns::new(1, 10, Duration::from_secs(60)),
             budget: budget.clone(),
             in_flight: InFlight::default(),
             metrics: metrics.clone(),

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use afterimage::clock::{Clock, Timestamp};
+use afterimage::entry::Key;
 use afterimage::entry::{BodyProof, Identity, Record};
-use afterimage::policy::Key;
 use afterimage::store::{
     Error, Limits, LocalConfig, LocalStore, MemoryStore, Metered, S3Store, Store, Unobserved,
     read_whole,

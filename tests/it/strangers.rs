@@ -118,7 +118,7 @@ impl Victim {
         .await
     }
 
-    async fn is_untouched(self) -> Result<()> {
+    async fn stays_whole(self) -> Result<()> {
         let after = Connections::of(&self.stack).await?;
         assert_eq!(
             after.opened, self.before.opened,
@@ -147,7 +147,7 @@ async fn bursts_of_reset_streams_cut_nobody_else() -> Result<()> {
     victim
         .strangers_are_gone(CONNECTIONS * RESETS as usize)
         .await?;
-    victim.is_untouched().await
+    victim.stays_whole().await
 }
 
 #[tokio::test]
@@ -170,5 +170,5 @@ async fn clients_that_leave_all_at_once_cut_nobody_else() -> Result<()> {
         now.is_ok_and(|now| now.active_requests == 1.0)
     })
     .await?;
-    victim.is_untouched().await
+    victim.stays_whole().await
 }

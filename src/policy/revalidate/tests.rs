@@ -16,7 +16,7 @@ fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
 fn stored() -> Record {
     Record {
         variants: None,
-        identity: Identity::of(&crate::policy::Key::from_parts("test", 1, [0; 32], [3; 32])),
+        identity: Identity::of(&crate::entry::Key::from_parts("test", 1, [0; 32], [3; 32])),
         status: StatusCode::OK,
         headers: headers(&[
             ("cache-control", "max-age=1"),

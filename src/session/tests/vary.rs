@@ -1,7 +1,7 @@
 //! Secondary keys (RFC 9111 section 4.1).
 
 use super::*;
-use crate::policy::Variants;
+use crate::entry::Variants;
 use crate::session::Signpost;
 
 const LANGUAGE: &str = "accept-language";

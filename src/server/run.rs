@@ -3,37 +3,39 @@
 //! Everything that can be wrong with the surroundings is found before the process says that it is
 //! ready, and named with its field. At the end streams and fills may go on until a deadline.
 
-use std::fs::Permissions;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::serve::ListenerExt as _;
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::budget::Budget;
+use super::Error;
+use super::admin::{self, Readiness};
+use super::listen::{Incoming, listen_hint};
+use crate::cache::budget::Budget;
+use crate::cache::collapse::Groups;
+use crate::cache::fill::{Fills, Pace};
+use crate::cache::in_flight::InFlight;
+use crate::cache::invalidations::{Bounds, Marks};
+use crate::cache::memory_tier::Memory;
+use crate::cache::refreshes::Refreshes;
 use crate::clock::Clock;
-use crate::collapse::{Groups, InFlight, Refreshes};
-use crate::config::{Config, EnvoyLimits, Listen, StoreConfig};
+use crate::config::{Config, EnvoyLimits, StoreConfig};
 use crate::extproc::{self, Patience, Routes, Shared};
-use crate::fetch::Fetcher;
-use crate::fill::{Fills, Pace, Turns};
-use crate::marks::{self, Marks};
-use crate::memory::Memory;
-use crate::objects::{self, Objects};
+use crate::large_hits::{self, Objects};
 use crate::store::{
     self, BreakerState, LocalConfig, LocalStore, MemoryStore, Metered, Observe, OpResult,
     Operation, S3Config, S3Store, Store,
 };
+use crate::store::{Limited, WriteLimit};
 use crate::telemetry::Metrics;
-use crate::telemetry::admin::{self, Readiness};
+use crate::upstream::Fetcher;
 
 /// The store's share of a lookup's time. Were it all, the lookup could be over a moment before the
 /// store's own deadline, and what was given up does not count against the store.
@@ -47,43 +49,6 @@ const WAITING_WRITES: usize = 4096;
 
 /// Comparisons of the memory tier with the store that may be under way at a time.
 const RECHECKS: usize = 16;
-
-/// The mode bit of a directory whose files get its group.
-const SETGID: u32 = 0o2000;
-
-/// The mode of a socket that its group may connect to.
-const OWNER_AND_GROUP: u32 = 0o660;
-
-/// Why the process cannot start, or had to stop.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// An address cannot be listened on.
-    #[error("{field}: cannot listen on {address}: {hint}")]
-    Listen {
-        /// The configuration's field.
-        field: &'static str,
-        /// Its value.
-        address: String,
-        /// What is wrong, and the way out.
-        hint: String,
-    },
-    /// The store cannot be used.
-    #[error("{field}: {error}")]
-    Store {
-        /// The configuration's field.
-        field: &'static str,
-        /// What is wrong, with its causes.
-        error: String,
-    },
-    /// The system refused something that cannot be mended by the configuration.
-    #[error("{what}")]
-    System {
-        /// What was tried.
-        what: &'static str,
-        /// What the system said.
-        source: io::Error,
-    },
-}
 
 /// Runs until SIGTERM or SIGINT.
 ///
@@ -104,9 +69,15 @@ pub async fn run(config: Config) -> Result<(), Error> {
         },
         Arc::new(StoreMetrics(metrics.clone())),
     ));
+    let write_limit = WriteLimit {
+        concurrent: WRITES,
+        waiting: WAITING_WRITES,
+        patience: limits.write_timeout,
+    };
+    let store: Arc<dyn Store> = Arc::new(Limited::new(store, write_limit));
     let budget = Budget::new(limits.budget);
     let tasks = TaskTracker::new();
-    let bounds = marks::Bounds {
+    let bounds = Bounds {
         count: limits.invalidations,
         patience: limits.invalidation_time,
         // It passes, waits for its turn, and is written.
@@ -123,7 +94,6 @@ pub async fn run(config: Config) -> Result<(), Error> {
         marks,
         memory: memory.clone(),
         store: Arc::clone(&store),
-        turns: Turns::new(WRITES, WAITING_WRITES, limits.write_timeout),
         budget: budget.clone(),
         in_flight: InFlight::default(),
         metrics: metrics.clone(),
@@ -238,120 +208,6 @@ fn patience(envoy: &EnvoyLimits, lookup: Duration) -> Patience {
     }
 }
 
-/// Where Envoy comes in.
-enum Incoming {
-    Unix(UnixListener, SocketFile),
-    Tcp(TcpListener, String),
-}
-
-/// The file of a socket, which goes when the process does, unless a successor has put its own in
-/// that place meanwhile.
-struct SocketFile {
-    path: PathBuf,
-    /// Device and inode; `None` when it was gone as soon as it was made.
-    identity: Option<(u64, u64)>,
-}
-
-impl SocketFile {
-    fn of(path: &Path) -> Self {
-        Self {
-            path: path.to_owned(),
-            identity: identity(path),
-        }
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if self.identity.is_some() && identity(&self.path) == self.identity {
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
-}
-
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    let found = std::fs::symlink_metadata(path).ok()?;
-    Some((found.dev(), found.ino()))
-}
-
-impl Incoming {
-    async fn bind(field: &'static str, listen: &Listen) -> Result<Self, Error> {
-        let failed = |address: String, hint: String| Error::Listen {
-            field,
-            address,
-            hint,
-        };
-        match listen {
-            Listen::Tcp(address) => TcpListener::bind(address)
-                .await
-                .map(|listener| Self::Tcp(listener, address.to_string()))
-                .map_err(|error| failed(address.to_string(), listen_hint(&error))),
-            Listen::Unix(path) => bind_unix(path)
-                .await
-                .map(|listener| Self::Unix(listener, SocketFile::of(path)))
-                .map_err(|hint| failed(format!("unix:{}", path.display()), hint)),
-        }
-    }
-
-    fn address(&self) -> String {
-        match self {
-            Self::Unix(_, file) => format!("unix:{}", file.path.display()),
-            Self::Tcp(_, address) => address.clone(),
-        }
-    }
-}
-
-/// Takes the place of a socket that nobody listens on any more, and of nothing else.
-async fn bind_unix(path: &Path) -> Result<UnixListener, String> {
-    if let Some(directory) = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-    {
-        std::fs::create_dir_all(directory)
-            .map_err(|error| format!("cannot make {}: {error}", directory.display()))?;
-    }
-    match std::fs::symlink_metadata(path) {
-        Ok(found) if !found.file_type().is_socket() => {
-            return Err(
-                "something that is no socket is in its place; remove it or choose another path"
-                    .to_owned(),
-            );
-        }
-        Ok(_) if UnixStream::connect(path).await.is_ok() => {
-            return Err("another process listens there; stop it or choose another path".to_owned());
-        }
-        Ok(_) => std::fs::remove_file(path)
-            .map_err(|error| format!("cannot remove the socket of an earlier process: {error}"))?,
-        Err(_) => {}
-    }
-    let listener = UnixListener::bind(path).map_err(|error| error.to_string())?;
-    open_to_group(path).map_err(|error| format!("cannot open it to its group: {error}"))?;
-    Ok(listener)
-}
-
-/// Lets the socket's group connect where the directory hands its own group down (setgid), as the
-/// volume of a pod with `fsGroup` does: Envoy runs there as another user of that group, and
-/// connecting needs write permission.
-fn open_to_group(path: &Path) -> io::Result<()> {
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        Some(_) | None => Path::new("."),
-    };
-    if directory.metadata()?.mode() & SETGID == 0 {
-        return Ok(());
-    }
-    std::fs::set_permissions(path, Permissions::from_mode(OWNER_AND_GROUP))
-}
-
-fn listen_hint(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            "another process listens there; stop it or choose another address".to_owned()
-        }
-        _ => error.to_string(),
-    }
-}
-
 async fn serve(shared: Arc<Shared>, incoming: Incoming, draining: CancellationToken) {
     match incoming {
         Incoming::Tcp(listener, _) => {
@@ -370,7 +226,7 @@ async fn serve_objects(
     incoming: Incoming,
     draining: CancellationToken,
 ) -> io::Result<()> {
-    let router = objects::router(objects);
+    let router = large_hits::router(objects);
     let draining = draining.cancelled_owned();
     match incoming {
         Incoming::Tcp(listener, _) => {

@@ -3,20 +3,17 @@
 //! What is common to all kinds of policy: which requests have a key at all, how key material is
 //! hashed, and what a decision looks like. What the URL means is the business of the kind.
 
-use std::fmt;
-use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use data_encoding::HEXLOWER;
 use http::header::VIA;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use sha2::{Digest as _, Sha256};
 
 use super::cache_control::RequestControl;
 use super::validators::Conditions;
-use super::{Kind, Policy, RequestHead, vary};
+use super::{Kind, Policy, RequestHead};
 use crate::clock::Timestamp;
+use crate::entry::{Key, Source};
 
 impl Policy {
     /// What is to be done with `request`, which arrived at `now`.
@@ -45,6 +42,11 @@ impl Policy {
         }
     }
 
+    /// The source with this digest in the policy's namespace and epoch.
+    pub(super) fn source(&self, digest: [u8; 32]) -> Source {
+        Source::new(Arc::clone(&self.namespace), self.epoch, digest)
+    }
+
     fn lookup(&self, request: &RequestHead, now: Timestamp) -> Result<Lookup, BypassReason> {
         let method = request.lookup_method(self)?;
         let keyed = match &self.kind {
@@ -52,14 +54,7 @@ impl Policy {
             Kind::Generic(generic) => generic.keyed(request)?,
         };
         Ok(Lookup {
-            key: Key {
-                source: Source {
-                    namespace: Arc::clone(&self.namespace),
-                    epoch: self.epoch,
-                    digest: keyed.source,
-                },
-                digest: keyed.digest,
-            },
+            key: Key::new(self.source(keyed.source), keyed.digest),
             method,
             expires: keyed.expires,
             forward: keyed.forward,
@@ -71,115 +66,6 @@ impl Policy {
                 RequestControl::default()
             },
         })
-    }
-}
-
-/// No object name is longer.
-const LONGEST_NAME_BYTES: usize = 180;
-
-/// Names one entry: where it is kept, and the proof of what it is for.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Key {
-    source: Source,
-    digest: [u8; 32],
-}
-
-/// Hashes the digest alone, which nearly always differs where the key does; equality compares all of it.
-impl Hash for Key {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.digest.hash(state);
-    }
-}
-
-/// What the entries made of one source image (or of one generic URL without its query) share: a
-/// prefix of their object names.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Source {
-    pub(super) namespace: Arc<str>,
-    pub(super) epoch: u32,
-    pub(super) digest: [u8; 32],
-}
-
-impl Key {
-    /// SHA-256 of the length-prefixed, versioned key material: everything that the answer may
-    /// depend on.
-    pub fn digest(&self) -> &[u8; 32] {
-        &self.digest
-    }
-
-    /// Which entries it belongs with.
-    pub fn source(&self) -> &Source {
-        &self.source
-    }
-
-    /// `v1/<namespace>/<epoch>/<source, 32 hex digits>/<digest, 64 hex digits>`, at most 180 bytes.
-    pub fn object_name(&self) -> String {
-        let mut name = self.source.prefix();
-        HEXLOWER.encode_append(&self.digest, &mut name);
-        name
-    }
-
-    /// The key of the response to `request` among those of this primary key that vary by `fields`
-    /// (RFC 9111 section 4.1).
-    pub fn variant(&self, fields: &[HeaderName], request: &HeaderMap) -> Self {
-        Self {
-            digest: vary::digest(&self.digest, fields, request),
-            ..self.clone()
-        }
-    }
-
-    /// A key made of its parts, for tests of stores.
-    #[doc(hidden)]
-    pub fn from_parts(namespace: &str, epoch: u32, source: [u8; 32], digest: [u8; 32]) -> Self {
-        let source = Source {
-            namespace: namespace.into(),
-            epoch,
-            digest: source,
-        };
-        Self { source, digest }
-    }
-}
-
-impl Source {
-    /// SHA-256 of the length-prefixed, versioned material that names the source.
-    pub fn digest(&self) -> &[u8; 32] {
-        &self.digest
-    }
-
-    /// The namespace of its policy.
-    pub fn namespace(&self) -> &Arc<str> {
-        &self.namespace
-    }
-
-    /// The epoch of its policy.
-    pub fn epoch(&self) -> u32 {
-        self.epoch
-    }
-
-    /// `v1/<namespace>/<epoch>/<digest, 32 hex digits>/`: what the object names of its entries begin
-    /// with, and no others.
-    pub fn prefix(&self) -> String {
-        let mut prefix = String::with_capacity(LONGEST_NAME_BYTES);
-        prefix.push_str("v1/");
-        prefix.push_str(&self.namespace);
-        prefix.push('/');
-        prefix.push_str(&self.epoch.to_string());
-        prefix.push('/');
-        HEXLOWER.encode_append(&self.digest[..16], &mut prefix);
-        prefix.push('/');
-        prefix
-    }
-}
-
-impl fmt::Debug for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Key({})", self.object_name())
-    }
-}
-
-impl fmt::Debug for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Source({})", self.prefix())
     }
 }
 
@@ -311,40 +197,6 @@ pub(super) struct Keyed {
     pub(super) digest: [u8; 32],
     pub(super) expires: Option<Timestamp>,
     pub(super) forward: Forward,
-}
-
-/// SHA-256 over fields and lists that can be read back in one way only, whatever bytes they hold,
-/// because the label and what stands in front say which of the two comes next.
-///
-/// A field is its length as 64 bits, most significant byte first, and its bytes. A list is a byte 1
-/// and a field for each item, then a byte 0.
-pub(super) struct KeyHasher(Sha256);
-
-impl KeyHasher {
-    /// Begins with `label` as the first field: what is hashed, and the version of its layout.
-    pub(super) fn new(label: &str) -> Self {
-        let mut hasher = Self(Sha256::new());
-        hasher.field(label.as_bytes());
-        hasher
-    }
-
-    pub(super) fn field(&mut self, bytes: &[u8]) {
-        self.0.update((bytes.len() as u64).to_be_bytes());
-        self.0.update(bytes);
-    }
-
-    /// An `Option` is a list of at most one item.
-    pub(super) fn list<'a>(&mut self, items: impl IntoIterator<Item = &'a [u8]>) {
-        for item in items {
-            self.0.update([1]);
-            self.field(item);
-        }
-        self.0.update([0]);
-    }
-
-    pub(super) fn finish(self) -> [u8; 32] {
-        self.0.finalize().into()
-    }
 }
 
 #[cfg(test)]

@@ -2,9 +2,9 @@ use proptest::prelude::*;
 use tokio_util::task::TaskTracker;
 
 use super::*;
+use crate::cache::invalidations::Bounds;
 use crate::clock::{Clock, Timestamp};
 use crate::entry::{BodyProof, Identity};
-use crate::marks::Bounds;
 use crate::store::MemoryStore;
 
 const MIB: u64 = 1 << 20;

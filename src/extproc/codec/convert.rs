@@ -18,8 +18,8 @@ use envoy_types::pb::google::protobuf::Duration as DurationPb;
 use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
-use super::answer::Answer;
-use super::incoming::{HttpHeaders, Part, ProcessingRequest, Struct};
+use super::request::{HttpHeaders, Part, ProcessingRequest, Struct};
+use super::response::Answer;
 use crate::policy::{Forward, Provenance, RequestHead, ResponseHead};
 use crate::session::{Hit, Passed};
 
@@ -72,7 +72,7 @@ mod field {
 
 /// A message, by what it says.
 #[derive(Debug)]
-pub(super) enum Message {
+pub(crate) enum Message {
     /// Head of the request, and what the route says about itself.
     Request(Option<RequestHead>, RouteAttributes),
     /// Head of the response; `None` when it has no valid status.
@@ -85,7 +85,7 @@ pub(super) enum Message {
 
 /// The phases of the conversation, for answers that change nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Phase {
+pub(crate) enum Phase {
     RequestHeaders,
     RequestBody,
     RequestTrailers,
@@ -96,15 +96,15 @@ pub(super) enum Phase {
 
 /// What a route says about itself.
 #[derive(Debug, Default)]
-pub(super) struct RouteAttributes {
+pub(crate) struct RouteAttributes {
     /// `xds.route_metadata`, in the text format of protocol buffers.
-    pub(super) metadata: Option<String>,
+    pub(crate) metadata: Option<String>,
     /// `xds.route_name`.
-    pub(super) name: Option<String>,
+    pub(crate) name: Option<String>,
 }
 
 /// Reads a message; `None` for one without content.
-pub(super) fn read(message: ProcessingRequest) -> Option<Message> {
+pub(crate) fn read(message: ProcessingRequest) -> Option<Message> {
     let mut attributes = message.attributes.into_iter();
     let attributes = attributes
         .rfind(|attributes| attributes.filter == FILTER)
@@ -132,7 +132,7 @@ pub(super) fn read(message: ProcessingRequest) -> Option<Message> {
 }
 
 /// Sends the message on as it is.
-pub(super) fn pass(phase: Phase) -> Answer {
+pub(crate) fn pass(phase: Phase) -> Answer {
     let headers = pb::HeadersResponse::default();
     let body = pb::BodyResponse::default();
     let trailers = pb::TrailersResponse::default();
@@ -147,7 +147,7 @@ pub(super) fn pass(phase: Phase) -> Answer {
 }
 
 /// Sends the request on as it is, and asks for nothing more of this exchange.
-pub(super) fn bypass() -> Answer {
+pub(crate) fn bypass() -> Answer {
     let response = Response::RequestHeaders(pb::HeadersResponse::default());
     Answer::new(&ProcessingResponse {
         mode_override: Some(mode(HeaderSendMode::Skip, BodySendMode::None)),
@@ -157,7 +157,7 @@ pub(super) fn bypass() -> Answer {
 
 /// Sends the request on with this header by the route that it selects then, and asks for nothing more of
 /// this exchange.
-pub(super) fn hand_over(name: &HeaderName, value: &HeaderValue) -> Answer {
+pub(crate) fn hand_over(name: &HeaderName, value: &HeaderValue) -> Answer {
     let mutation = pb::HeaderMutation {
         set_headers: vec![header_option(
             name.as_str(),
@@ -179,7 +179,7 @@ pub(super) fn hand_over(name: &HeaderName, value: &HeaderValue) -> Answer {
 }
 
 /// Sends the request on with these changes, and asks for the response's head.
-pub(super) fn forward(changes: &Forward) -> Answer {
+pub(crate) fn forward(changes: &Forward) -> Answer {
     let mutation = pb::HeaderMutation {
         set_headers: changes
             .set
@@ -209,7 +209,7 @@ pub(super) fn forward(changes: &Forward) -> Answer {
 }
 
 /// Asks for as much time for the answer to this message. Works once for a message.
-pub(super) fn wait(time: Duration) -> Answer {
+pub(crate) fn wait(time: Duration) -> Answer {
     Answer::new(&ProcessingResponse {
         override_message_timeout: Some(DurationPb {
             seconds: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
@@ -221,7 +221,7 @@ pub(super) fn wait(time: Duration) -> Answer {
 }
 
 /// Sends the response on, changed; its body is shown if `wants_body`.
-pub(super) fn respond(passed: &Passed, wants_body: bool) -> Answer {
+pub(crate) fn respond(passed: &Passed, wants_body: bool) -> Answer {
     let mutation = pb::HeaderMutation {
         set_headers: [
             ("cache-status", Some(&passed.status)),
@@ -260,7 +260,7 @@ pub(super) fn respond(passed: &Passed, wants_body: bool) -> Answer {
 }
 
 /// A whole answer in one message. Envoy sets `content-length`.
-pub(super) fn immediate(hit: &Hit, chunks: Vec<Bytes>) -> Answer {
+pub(crate) fn immediate(hit: &Hit, chunks: Vec<Bytes>) -> Answer {
     let mut answer = Answer::immediate(chunks);
     answer
         .fields()
@@ -286,7 +286,7 @@ pub(super) fn immediate(hit: &Hit, chunks: Vec<Bytes>) -> Answer {
 }
 
 /// The first message of a streamed answer of `length` bytes, the only one if `is_end`.
-pub(super) fn streamed_head(hit: &Hit, length: u64, is_end: bool) -> Answer {
+pub(crate) fn streamed_head(hit: &Hit, length: u64, is_end: bool) -> Answer {
     let own = [
         (":status", hit.status.as_str().as_bytes().to_vec()),
         (CONTENT_LENGTH.as_str(), length.to_string().into_bytes()),
@@ -312,7 +312,7 @@ pub(super) fn streamed_head(hit: &Hit, length: u64, is_end: bool) -> Answer {
 }
 
 /// The next bytes of a streamed answer.
-pub(super) fn streamed_body(bytes: Bytes, is_end: bool) -> Answer {
+pub(crate) fn streamed_body(bytes: Bytes, is_end: bool) -> Answer {
     let response = streamed(Streamed::BodyResponse(pb::StreamedBodyResponse {
         end_of_stream: is_end,
         ..pb::StreamedBodyResponse::default()
@@ -321,7 +321,7 @@ pub(super) fn streamed_body(bytes: Bytes, is_end: bool) -> Answer {
 }
 
 /// Adds our words to the request's dynamic metadata, for access logs.
-pub(super) fn with_outcome(
+pub(crate) fn with_outcome(
     mut answer: Answer,
     policy: &Arc<str>,
     outcome: &str,
@@ -481,7 +481,7 @@ mod tests {
     use envoy_types::pb::google::protobuf as google;
     use prost::Message as _;
 
-    use super::super::incoming;
+    use super::super::request as incoming;
     use super::*;
 
     fn head(pairs: &[(&str, &[u8])], end_of_stream: bool) -> HttpHeaders {

@@ -1,8 +1,10 @@
+use data_encoding::HEXLOWER;
 use http::Method;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::entry::KeyHasher;
 use crate::policy::testing::{self, CASES, bypass, generic, get, imgproxy, lookup, policy};
 use crate::policy::{Cookies, Generic, ImageFormat, Imgproxy, Query, Signing};
 

@@ -9,9 +9,9 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 
-use super::Metrics;
-use crate::budget::Budget;
-use crate::memory::Memory;
+use crate::cache::budget::Budget;
+use crate::cache::memory_tier::Memory;
+use crate::telemetry::Metrics;
 
 /// Whether new requests should be sent here; clones share it.
 #[derive(Debug, Clone, Default)]

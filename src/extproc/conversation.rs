@@ -10,24 +10,26 @@ use http::HeaderValue;
 use tonic::{Code, Status, Streaming};
 use tracing::warn;
 
-use super::answer::Answer;
-use super::incoming::ProcessingRequest;
+use super::codec::convert::{self as wire, Message, Phase, RouteAttributes};
+use super::codec::request::ProcessingRequest;
+use super::codec::response::Answer;
 use super::log::Log;
 use super::sending::Sending;
 use super::shared::Shared;
-use super::wire::{self, Message, Phase, RouteAttributes};
+use crate::cache::body_reader::Pieces;
+use crate::cache::collapse::{Follow, Followed, Joined, Lead};
+use crate::cache::fill::Copying;
+use crate::cache::invalidations::Moment;
+use crate::cache::refreshes::Claim;
 use crate::clock::Stopwatch;
-use crate::collapse::{Claim, Follow, Followed, Joined, Lead};
-use crate::fetch::{self, Fetching};
-use crate::fill::Copying;
-use crate::marks::Moment;
-use crate::objects::{self, Offer};
-use crate::pieces::Pieces;
-use crate::policy::{BypassReason, Key, RequestHead};
+use crate::entry::Key;
+use crate::large_hits::{self, Offer};
+use crate::policy::{BypassReason, RequestHead};
 use crate::session::{
     AbortReason, CopyStep, Effect, Event, Fetched, Hit, HitBody, Part, Reply, Report, Session,
 };
 use crate::store::BodyStream;
+use crate::upstream::{self, Fetching};
 
 /// One gRPC stream. Dropping it is how Envoy, or the client behind it, leaves.
 pub(super) struct Conversation {
@@ -304,7 +306,7 @@ impl Conversation {
                 }
                 Effect::Refresh(refresh, reply) => {
                     if let Some(claim) = self.claim.take() {
-                        let part = fetch::Part::Refreshes(claim);
+                        let part = upstream::Part::Refreshes(claim);
                         drop(self.shared.fetcher.start(*refresh, part));
                     }
                     return self.reply(reply, session, body, phase);
@@ -314,7 +316,7 @@ impl Conversation {
                     body = None;
                     self.log.room = None;
                     let claim = self.shared.refreshes.claim(&refresh.key);
-                    let fetch = claim.map(fetch::Part::Refreshes);
+                    let fetch = claim.map(upstream::Part::Refreshes);
                     let fetch = fetch.and_then(|part| self.shared.fetcher.start(*refresh, part));
                     match fetch {
                         None => event = Event::Fetched(Fetched::Nothing),
@@ -536,7 +538,7 @@ impl Conversation {
     /// Lets Envoy fetch a hit.
     fn hand_over(&self, ticket: io::Result<HeaderValue>) -> Answer {
         match ticket {
-            Ok(ticket) => wire::hand_over(&objects::TICKET, &ticket),
+            Ok(ticket) => wire::hand_over(&large_hits::TICKET, &ticket),
             Err(error) => {
                 warn!(%error, "large hit cannot be handed over, request is sent on");
                 wire::bypass()
@@ -578,7 +580,7 @@ impl Conversation {
         let wanted = left || is_followed;
         let completion = wanted.then(|| session.completion(is_followed, now));
         if let Some(refresh) = completion.flatten() {
-            let part = fetch::Part::Leads(lead);
+            let part = upstream::Part::Leads(lead);
             drop(self.shared.fetcher.start(refresh, part));
         } else if !left {
             lead.refused(Duration::ZERO);

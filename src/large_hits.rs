@@ -23,10 +23,10 @@ use http::header::CONTENT_LENGTH;
 use http::{HeaderName, HeaderValue};
 use tracing::warn;
 
-use crate::budget::Reservation;
-use crate::fill::Fills;
-use crate::pieces::Pieces;
-use crate::policy::Key;
+use crate::cache::body_reader::Pieces;
+use crate::cache::budget::Reservation;
+use crate::cache::fill::Fills;
+use crate::entry::Key;
 use crate::session::Hit;
 use crate::store::{self, Error};
 

@@ -16,10 +16,10 @@ use bytes::{Bytes, BytesMut};
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 
+use crate::cache::invalidations::{Marks, Moment};
 use crate::clock::Stopwatch;
 use crate::entry::Record;
-use crate::marks::{Marks, Moment};
-use crate::policy::{Key, Source};
+use crate::entry::{Key, Source};
 
 /// What an entry costs beside its body and its fields: key, record, and its place in the cache.
 const ENTRY_BYTES: u64 = 512;

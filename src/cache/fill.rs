@@ -12,18 +12,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
-use crate::budget::{Budget, Reservation};
+use crate::cache::budget::{Budget, Reservation};
+use crate::cache::in_flight::{Display, Held, InFlight, Shown};
+use crate::cache::invalidations::{Marks, Moment};
+use crate::cache::memory_tier::Memory;
 use crate::clock::Stopwatch;
-use crate::collapse::{Display, Held, InFlight, Shown};
 use crate::entry::{BodyChecksum, BodyProof, Identity, Record};
-use crate::marks::{Marks, Moment};
-use crate::memory::Memory;
-use crate::policy::{Key, Source, Storable};
+use crate::entry::{Key, Source};
+use crate::policy::Storable;
 use crate::session::{AbortReason, CopyStep, FillPlan, Freshened, Signpost, StoredBody};
 use crate::store::{self, Store};
 use crate::telemetry::Metrics;
@@ -49,8 +50,6 @@ const CLIENT_FIRST: Duration = Duration::from_millis(2);
 pub struct Fills {
     /// Where entries go.
     pub store: Arc<dyn Store>,
-    /// Turns to write there, for all but large bodies while they pass.
-    pub turns: Turns,
     /// What fills may hold.
     pub budget: Budget,
     /// Where whole fills are shown to lookups.
@@ -67,50 +66,6 @@ pub struct Fills {
     pub pace: Pace,
     /// Tasks that finish fills; the process waits for them at its end.
     pub tasks: TaskTracker,
-}
-
-/// Turns to write to the store; clones share them. A store that is slow gets no faster by more writes at a
-/// time, and each takes a connection.
-#[derive(Debug, Clone)]
-pub struct Turns {
-    turns: Arc<Semaphore>,
-    places: Arc<Semaphore>,
-    patience: Duration,
-}
-
-impl Turns {
-    /// `count` at a time, while at most `waiting` wait, each for at most so long.
-    pub fn new(count: usize, waiting: usize, patience: Duration) -> Self {
-        Self {
-            turns: Arc::new(Semaphore::new(count)),
-            places: Arc::new(Semaphore::new(waiting)),
-            patience,
-        }
-    }
-
-    /// Writes when it is its turn. A write may not wait for another turn.
-    ///
-    /// # Errors
-    /// The write's own, [`store::Error::TimedOut`] when its turn does not come, [`store::Error::Unavailable`] when
-    /// too many wait.
-    pub async fn write<T>(
-        &self,
-        write: impl Future<Output = Result<T, store::Error>>,
-    ) -> Result<T, store::Error> {
-        let _turn = match self.turns.try_acquire() {
-            Ok(turn) => turn,
-            Err(_) => {
-                let Ok(place) = self.places.try_acquire() else {
-                    return Err(store::Error::Unavailable("too many writes wait".into()));
-                };
-                let turn = tokio::time::timeout(self.patience, self.turns.acquire()).await;
-                drop(place);
-                turn.map_err(|_| store::Error::TimedOut)?
-                    .expect("nobody closes it")
-            }
-        };
-        write.await
-    }
 }
 
 /// How slowly a response may pass while its copy is kept.
@@ -455,7 +410,7 @@ impl Fills {
         display.show(Arc::clone(&held));
         client_first.await;
         let put = self.store.put(&plan.key, &held.record, &held.chunks);
-        let result = self.turns.write(put).await;
+        let result = put.await;
         if result.is_ok() {
             let record = Arc::clone(&held.record);
             self.memory.put(&plan.key, record, &held.chunks, plan.asked);
@@ -513,8 +468,7 @@ impl Fills {
         if self.marks.hide_asked(key.source(), asked) {
             return;
         }
-        let replace = self.store.replace_record(&key, &record);
-        match self.turns.write(replace).await {
+        match self.store.replace_record(&key, &record).await {
             Ok(true) => self.memory.freshen(&key, record, asked),
             Ok(false) => self.memory.remove(&key),
             Err(error) => {
@@ -585,7 +539,7 @@ impl Fills {
             return;
         };
         self.memory.remove(key);
-        if let Err(error) = self.turns.write(self.store.put(key, record, &[])).await {
+        if let Err(error) = self.store.put(key, record, &[]).await {
             warn!(key = %key.object_name(), error = %store::Causes(&error), "variant will not be found");
         }
         self.in_flight.part(key);
@@ -603,7 +557,7 @@ impl Fills {
     /// Removes an entry that may not be used any more.
     pub async fn forget(&self, key: &Key) {
         self.memory.remove(key);
-        if let Err(error) = self.turns.write(self.store.delete(key)).await {
+        if let Err(error) = self.store.delete(key).await {
             warn!(key = %key.object_name(), error = %store::Causes(&error), "entry was not removed");
         }
         self.in_flight.part(key);
@@ -638,41 +592,5 @@ fn record(plan: &Plan, body: BodyProof) -> Record {
         response_time: storable.response_time,
         initial_age: storable.initial_age,
         body,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use futures_util::poll;
-    use tokio::sync::Notify;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn writes_wait_for_their_turn_unless_too_many_do() {
-        let turns = Turns::new(1, 1, Duration::from_secs(60));
-        let done = Notify::new();
-        let mut first = pin!(turns.write(async {
-            done.notified().await;
-            Ok(())
-        }));
-        let mut second = pin!(turns.write(async { Ok(()) }));
-        assert!(poll!(first.as_mut()).is_pending());
-        assert!(poll!(second.as_mut()).is_pending());
-        let third = turns.write(async { Ok(()) }).await;
-        assert!(matches!(third, Err(store::Error::Unavailable(_))));
-        done.notify_one();
-        first.await.unwrap();
-        second.await.unwrap();
-        turns.write(async { Ok(()) }).await.unwrap();
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_write_whose_turn_does_not_come_is_given_up() {
-        let turns = Turns::new(1, 1, Duration::from_secs(60));
-        let mut first = pin!(turns.write(std::future::pending::<Result<(), _>>()));
-        assert!(poll!(first.as_mut()).is_pending());
-        let second = turns.write(async { Ok(()) }).await;
-        assert!(matches!(second, Err(store::Error::TimedOut)), "{second:?}");
     }
 }

@@ -24,10 +24,11 @@ use tokio::task::JoinHandle;
 use tokio_stream::StreamExt;
 use tracing::debug;
 
+use crate::cache::collapse::Lead;
+use crate::cache::fill::{Copying, Fills};
+use crate::cache::invalidations::Moment;
+use crate::cache::refreshes::Claim;
 use crate::clock::{Clock, Timestamp};
-use crate::collapse::{Claim, Lead};
-use crate::fill::{Copying, Fills};
-use crate::marks::Moment;
 use crate::policy::{Fetch, Provenance, RequestHead, ResponseHead};
 use crate::session::{
     AbortReason, Copied, CopyStep, Effect, Event, Fetched, Refresh, Report, Session,

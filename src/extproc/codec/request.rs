@@ -14,17 +14,17 @@ const BODY_KEYS: [u8; 2] = [4 << 3 | 2, 5 << 3 | 2];
 
 /// `envoy.service.ext_proc.v3.ProcessingRequest`.
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct ProcessingRequest {
+pub(crate) struct ProcessingRequest {
     #[prost(oneof = "Part", tags = "2, 3, 4, 5, 6, 7")]
-    pub(super) request: Option<Part>,
+    pub(crate) request: Option<Part>,
     /// A map.
     #[prost(message, repeated, tag = "9")]
-    pub(super) attributes: Vec<Attributes>,
+    pub(crate) attributes: Vec<Attributes>,
 }
 
 /// Which part of the exchange a message is about.
 #[derive(Clone, PartialEq, prost::Oneof)]
-pub(super) enum Part {
+pub(crate) enum Part {
     #[prost(message, tag = "2")]
     RequestHeaders(HttpHeaders),
     #[prost(message, tag = "3")]
@@ -41,70 +41,70 @@ pub(super) enum Part {
 
 /// `envoy.service.ext_proc.v3.HttpHeaders`.
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct HttpHeaders {
+pub(crate) struct HttpHeaders {
     /// `envoy.config.core.v3.HeaderMap` as it came; [`HttpHeaders::each`] reads it. A message and bytes
     /// look the same.
     #[prost(bytes = "bytes", tag = "1")]
     headers: Bytes,
     #[prost(bool, tag = "3")]
-    pub(super) end_of_stream: bool,
+    pub(crate) end_of_stream: bool,
 }
 
 /// `envoy.config.core.v3.HeaderValue`: one of its values is empty.
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct HeaderValue {
+pub(crate) struct HeaderValue {
     #[prost(bytes = "bytes", tag = "1")]
-    pub(super) key: Bytes,
+    pub(crate) key: Bytes,
     #[prost(bytes = "bytes", tag = "2")]
-    pub(super) value: Bytes,
+    pub(crate) value: Bytes,
     #[prost(bytes = "bytes", tag = "3")]
-    pub(super) raw_value: Bytes,
+    pub(crate) raw_value: Bytes,
 }
 
 /// `envoy.service.ext_proc.v3.HttpBody`.
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct HttpBody {
+pub(crate) struct HttpBody {
     #[prost(bytes = "bytes", tag = "1")]
-    pub(super) body: Bytes,
+    pub(crate) body: Bytes,
     #[prost(bool, tag = "2")]
-    pub(super) end_of_stream: bool,
+    pub(crate) end_of_stream: bool,
 }
 
 /// A message of which we want nothing.
 #[derive(Clone, Copy, PartialEq, prost::Message)]
-pub(super) struct Unread {}
+pub(crate) struct Unread {}
 
 /// The attributes for one filter.
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct Attributes {
+pub(crate) struct Attributes {
     #[prost(bytes = "bytes", tag = "1")]
-    pub(super) filter: Bytes,
+    pub(crate) filter: Bytes,
     #[prost(message, optional, tag = "2")]
-    pub(super) values: Option<Struct>,
+    pub(crate) values: Option<Struct>,
 }
 
 /// `google.protobuf.Struct`.
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct Struct {
+pub(crate) struct Struct {
     /// A map.
     #[prost(message, repeated, tag = "1")]
-    pub(super) fields: Vec<Field>,
+    pub(crate) fields: Vec<Field>,
 }
 
 /// One entry of it.
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct Field {
+pub(crate) struct Field {
     #[prost(bytes = "bytes", tag = "1")]
-    pub(super) name: Bytes,
+    pub(crate) name: Bytes,
     #[prost(message, optional, tag = "2")]
-    pub(super) value: Option<Value>,
+    pub(crate) value: Option<Value>,
 }
 
 /// `google.protobuf.Value`, of which strings are read.
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct Value {
+pub(crate) struct Value {
     #[prost(bytes = "bytes", optional, tag = "3")]
-    pub(super) string_value: Option<Bytes>,
+    pub(crate) string_value: Option<Bytes>,
 }
 
 impl ProcessingRequest {
@@ -112,7 +112,7 @@ impl ProcessingRequest {
     ///
     /// # Errors
     /// When it is none.
-    pub(super) fn read(bytes: &mut impl Buf) -> Result<Self, DecodeError> {
+    pub(crate) fn read(bytes: &mut impl Buf) -> Result<Self, DecodeError> {
         let first = bytes.chunk().first();
         if first.is_some_and(|first| BODY_KEYS.contains(first)) {
             return Self::decode(bytes);
@@ -128,7 +128,7 @@ impl HttpHeaders {
     ///
     /// # Errors
     /// When what comes next is none.
-    pub(super) fn each(self, mut read: impl FnMut(HeaderValue)) -> Result<(), DecodeError> {
+    pub(crate) fn each(self, mut read: impl FnMut(HeaderValue)) -> Result<(), DecodeError> {
         let mut headers = self.headers;
         while headers.has_remaining() {
             let (tag, wire_type) = decode_key(&mut headers)?;
@@ -144,7 +144,7 @@ impl HttpHeaders {
 
 impl Struct {
     /// The text of this name.
-    pub(super) fn text(&self, name: &str) -> Option<&str> {
+    pub(crate) fn text(&self, name: &str) -> Option<&str> {
         let field = self.fields.iter().rfind(|field| field.name == name)?;
         std::str::from_utf8(field.value.as_ref()?.string_value.as_ref()?).ok()
     }

@@ -4,8 +4,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::*;
+use crate::entry::Key;
 use crate::entry::{BodyProof, Identity, Record};
-use crate::policy::Key;
 use crate::store::{Error, Found, MemoryStore, Writer};
 
 const NOW: Timestamp = Timestamp::from_unix(1_800_000_000);

@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use crate::clock::{Clock, Stopwatch, Timestamp};
-use crate::policy::Source;
+use crate::entry::Source;
 use crate::store::{self, Store};
 
 /// Deletions at a time.

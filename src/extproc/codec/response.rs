@@ -24,7 +24,7 @@ const MESSAGE_BYTES: usize = 1000;
 
 /// A message to Envoy, encoded but for its image.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(crate) struct Answer {
     /// Room for the prefix, then fields of `ProcessingResponse`.
     fields: Vec<u8>,
     image: Option<Image>,
@@ -46,12 +46,12 @@ impl Answer {
     }
 
     /// A message without an image.
-    pub(super) fn new(message: &ProcessingResponse) -> Self {
+    pub(crate) fn new(message: &ProcessingResponse) -> Self {
         Self::with_room(MESSAGE_BYTES, None).and(message)
     }
 
     /// An immediate response with this body, for whose other parts there are only the bare fields.
-    pub(super) fn immediate(body: Vec<Bytes>) -> Self {
+    pub(crate) fn immediate(body: Vec<Bytes>) -> Self {
         let length: usize = body.iter().map(Bytes::len).sum();
         let room = (MESSAGE_BYTES + length).min(FRAME_BYTES);
         let image = Image {
@@ -62,7 +62,7 @@ impl Answer {
     }
 
     /// A part of a streamed immediate response, with its body.
-    pub(super) fn streamed(message: &ProcessingResponse, body: Bytes) -> Self {
+    pub(crate) fn streamed(message: &ProcessingResponse, body: Bytes) -> Self {
         let image = Image {
             field: STREAMED_BODY,
             chunks: vec![body],
@@ -76,7 +76,7 @@ impl Answer {
     }
 
     /// The bare fields, to put more of them behind those that are there.
-    pub(super) fn fields(&mut self) -> Fields<'_> {
+    pub(crate) fn fields(&mut self) -> Fields<'_> {
         Fields(&mut self.fields)
     }
 
@@ -87,7 +87,7 @@ impl Answer {
     ///
     /// # Errors
     /// The length of a message of 4 GiB and more.
-    pub(super) fn into_pieces(self) -> Result<VecDeque<Bytes>, usize> {
+    pub(crate) fn into_pieces(self) -> Result<VecDeque<Bytes>, usize> {
         let (field, chunks) = match self.image {
             Some(image) => (image.field, image.chunks),
             None => (&[][..], Vec::new()),
@@ -120,24 +120,24 @@ impl Answer {
 ///
 /// Envoy-types' messages are measured at every level before they are written, and each of their names and
 /// values is a string of its own; for a hit that was a sixth of its work.
-pub(super) struct Fields<'a>(&'a mut Vec<u8>);
+pub(crate) struct Fields<'a>(&'a mut Vec<u8>);
 
 impl Fields<'_> {
     /// A number, or one of an enumeration.
-    pub(super) fn number(&mut self, field: u32, value: u64) {
+    pub(crate) fn number(&mut self, field: u32, value: u64) {
         encode_key(field, WireType::Varint, self.0);
         encode_varint(value, self.0);
     }
 
     /// A string, or bytes.
-    pub(super) fn bytes(&mut self, field: u32, value: &[u8]) {
+    pub(crate) fn bytes(&mut self, field: u32, value: &[u8]) {
         encode_key(field, WireType::LengthDelimited, self.0);
         encode_varint(value.len() as u64, self.0);
         self.0.extend_from_slice(value);
     }
 
     /// Bytes that are these after each other, with `", "` between them.
-    pub(super) fn joined<'b>(&mut self, field: u32, values: impl Iterator<Item = &'b [u8]>) {
+    pub(crate) fn joined<'b>(&mut self, field: u32, values: impl Iterator<Item = &'b [u8]>) {
         self.nested(field, |Fields(out)| {
             for (index, value) in values.enumerate() {
                 if index > 0 {
@@ -149,7 +149,7 @@ impl Fields<'_> {
     }
 
     /// A message.
-    pub(super) fn nested(&mut self, field: u32, write: impl FnOnce(&mut Fields<'_>)) {
+    pub(crate) fn nested(&mut self, field: u32, write: impl FnOnce(&mut Fields<'_>)) {
         let out = &mut *self.0;
         encode_key(field, WireType::LengthDelimited, out);
         let place = out.len();
