@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+pub use self::envoy::TICKET;
 pub use self::load::Problems;
 use self::policy::RawPolicy;
 use self::value::{Bytes, Problem, Seconds, SecretSource};

@@ -18,7 +18,9 @@ pub mod cache;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod endpoint;
 pub mod entry;
+pub mod exchange;
 pub mod extproc;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]

@@ -10,11 +10,12 @@ use std::time::Duration;
 use quick_cache::sync::Cache;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use super::in_flight::Shown;
+use super::in_flight::Published;
 use crate::clock::Stopwatch;
 use crate::entry::Key;
+use crate::session::Verdict;
 
-/// Keys that are not waited for, and keys that were stored, at most of each; beyond them those go that
+/// Keys that are marked hit-for-miss, and keys that were stored, at most of each; beyond them those go that
 /// were used least.
 const REMEMBERED: usize = 8192;
 
@@ -25,32 +26,32 @@ pub struct Groups(Arc<Table>);
 #[derive(Debug)]
 struct Table {
     groups: Mutex<HashMap<Key, Arc<Group>>>,
-    /// Since when, and for how long, requests for a key do not wait for each other (hit-for-miss).
-    alone: Cache<Key, (Stopwatch, Duration)>,
+    /// Since when, and for how long, requests for a key do not wait for each other.
+    hit_for_miss: Cache<Key, (Stopwatch, Duration)>,
     /// When there last was something to be looked up. A lookup that began earlier may have missed it,
     /// and must not lead.
     stored: Cache<Key, Stopwatch>,
     /// Followers of one group that may be sent on at a time.
-    turns: usize,
+    releases: usize,
 }
 
 /// The requests that wait for one leader.
 #[derive(Debug)]
 struct Group {
-    verdict: watch::Sender<Verdict>,
-    turns: Arc<Semaphore>,
+    end: watch::Sender<End>,
+    releases: Arc<Semaphore>,
 }
 
 /// What became of a leader.
 #[derive(Debug, Clone)]
-enum Verdict {
-    Open,
-    Stored(Option<Arc<Shown>>),
-    Refused,
+enum End {
+    NotYet,
+    Stored(Option<Arc<Published>>),
+    Nothing,
     Left,
 }
 
-/// Which part a request has.
+/// The role that is left for a request.
 #[derive(Debug)]
 pub enum Joined {
     /// It is sent on, and others wait for it.
@@ -58,10 +59,10 @@ pub enum Joined {
     /// It waits.
     Follow(Follow),
     /// It is sent on, and nobody waits for it.
-    Alone,
+    HitForMiss,
 }
 
-/// The part of the leader. Dropping it is leaving: one of the followers leads then.
+/// The role of the leader. Dropping it is leaving: one of the followers leads then.
 #[derive(Debug)]
 pub struct Lead {
     table: Groups,
@@ -70,25 +71,25 @@ pub struct Lead {
     has_ended: bool,
 }
 
-/// The part of a follower.
+/// The role of a follower.
 #[derive(Debug)]
 pub struct Follow {
     table: Groups,
     key: Key,
     looked_up: Stopwatch,
-    verdict: watch::Receiver<Verdict>,
-    turns: Arc<Semaphore>,
+    end: watch::Receiver<End>,
+    releases: Arc<Semaphore>,
 }
 
 /// What a follower has waited for.
 #[derive(Debug)]
 pub enum Followed {
     /// There is something to be looked up, and as long as this is held, it is.
-    Stored(Option<Arc<Shown>>),
+    Stored(Option<Arc<Published>>),
     /// The leader left, and this request leads now.
     Lead(Lead),
     /// There is nothing; this request may be sent on, and the next one when this is dropped.
-    Turn(OwnedSemaphorePermit),
+    Released(OwnedSemaphorePermit),
     /// The time was over.
     TimedOut,
 }
@@ -99,33 +100,33 @@ impl Followed {
         match self {
             Self::Stored(_) => "stored",
             Self::Lead(_) => "lead",
-            Self::Turn(_) => "turn",
+            Self::Released(_) => "turn",
             Self::TimedOut => "timed_out",
         }
     }
 }
 
 impl Groups {
-    /// `turns`: how many followers of one group are sent on at a time when there is nothing to
+    /// `releases`: how many followers of one group are sent on at a time when there is nothing to
     /// serve them; at least 1.
-    pub fn new(turns: usize) -> Self {
+    pub fn new(releases: usize) -> Self {
         Self(Arc::new(Table {
             groups: Mutex::default(),
-            alone: Cache::new(REMEMBERED),
+            hit_for_miss: Cache::new(REMEMBERED),
             stored: Cache::new(REMEMBERED),
-            turns,
+            releases,
         }))
     }
 
-    /// Takes the part that is left for a request of this key, for which nothing usable was found by a
+    /// Takes the role that is left for a request of this key, for which nothing usable was found by a
     /// lookup that began at `looked_up`. If a leader has stored something since then, the request
     /// follows it.
     pub fn join(&self, key: &Key, looked_up: Stopwatch) -> Joined {
-        if let Some((since, lasts)) = self.0.alone.get(key) {
+        if let Some((since, lasts)) = self.0.hit_for_miss.get(key) {
             if since.elapsed() < lasts {
-                return Joined::Alone;
+                return Joined::HitForMiss;
             }
-            self.0.alone.remove(key);
+            self.0.hit_for_miss.remove(key);
         }
         let mut groups = self.lock();
         let follow = |group: &Group| {
@@ -133,22 +134,22 @@ impl Groups {
                 table: self.clone(),
                 key: key.clone(),
                 looked_up,
-                verdict: group.verdict.subscribe(),
-                turns: Arc::clone(&group.turns),
+                end: group.end.subscribe(),
+                releases: Arc::clone(&group.releases),
             })
         };
         if let Some(group) = groups.get(key) {
             return follow(group);
         }
-        let new = |verdict| Group {
-            verdict: watch::Sender::new(verdict),
-            turns: Arc::new(Semaphore::new(self.0.turns)),
+        let new = |end| Group {
+            end: watch::Sender::new(end),
+            releases: Arc::new(Semaphore::new(self.0.releases)),
         };
         let stored = self.0.stored.get(key);
         if stored.is_some_and(|stored| looked_up <= stored) {
-            return follow(&new(Verdict::Stored(None)));
+            return follow(&new(End::Stored(None)));
         }
-        let group = Arc::new(new(Verdict::Open));
+        let group = Arc::new(new(End::NotYet));
         groups.insert(key.clone(), Arc::clone(&group));
         Joined::Lead(Lead {
             table: self.clone(),
@@ -156,6 +157,21 @@ impl Groups {
             group,
             has_ended: false,
         })
+    }
+
+    /// Learns what became of a request of this key, whether others wait for it or not: hit-for-miss begins, or ends
+    /// with the first storable answer.
+    pub fn learn(&self, key: &Key, verdict: Verdict) {
+        match verdict {
+            Verdict::Stored => {
+                self.0.hit_for_miss.remove(key);
+            }
+            Verdict::NotWorthWaiting(lasts) if !lasts.is_zero() => {
+                let mark = (Stopwatch::start(), lasts);
+                self.0.hit_for_miss.insert(key.clone(), mark);
+            }
+            Verdict::NotWorthWaiting(_) | Verdict::Left => {}
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Arc<Group>>> {
@@ -166,71 +182,67 @@ impl Groups {
 impl Lead {
     /// Whether others wait.
     pub fn is_followed(&self) -> bool {
-        self.group.verdict.receiver_count() > 0
+        self.group.end.receiver_count() > 0
     }
 
-    /// There is something to be looked up now; what is `shown` stays so for those who wait.
-    pub fn stored(mut self, shown: Option<Arc<Shown>>) {
-        self.end(Verdict::Stored(shown));
+    /// Tells those that wait what became of this request. What is `published` stays visible until they have seen it.
+    pub fn end(mut self, verdict: Verdict, published: Option<Arc<Published>>) {
+        self.table.learn(&self.key, verdict);
+        self.finish(match verdict {
+            Verdict::Stored => End::Stored(published),
+            Verdict::NotWorthWaiting(_) => End::Nothing,
+            Verdict::Left => End::Left,
+        });
     }
 
-    /// There is nothing for others. For so long nobody waits for a request of this key.
-    pub fn refused(mut self, alone: Duration) {
-        if !alone.is_zero() {
-            let alone = (Stopwatch::start(), alone);
-            self.table.0.alone.insert(self.key.clone(), alone);
-        }
-        self.end(Verdict::Refused);
-    }
-
-    fn end(&mut self, verdict: Verdict) {
+    fn finish(&mut self, end: End) {
         if std::mem::replace(&mut self.has_ended, true) {
             return;
         }
         let mut groups = self.table.lock();
-        if let Verdict::Stored(_) = verdict {
+        if let End::Stored(_) = end {
             let stored = Stopwatch::start();
             self.table.0.stored.insert(self.key.clone(), stored);
         }
         // Whoever comes from here on finds what is stored, or leads.
         groups.remove(&self.key);
         drop(groups);
-        self.group.verdict.send_replace(verdict);
+        self.group.end.send_replace(end);
     }
 }
 
 impl Drop for Lead {
     fn drop(&mut self) {
-        self.end(Verdict::Left);
+        self.finish(End::Left);
     }
 }
 
 impl Follow {
     /// Waits for what becomes of the leader, at most so long.
     pub async fn end(self, patience: Duration) -> Followed {
-        tokio::time::timeout(patience, self.turn())
+        tokio::time::timeout(patience, self.wait())
             .await
             .unwrap_or(Followed::TimedOut)
     }
 
-    async fn turn(mut self) -> Followed {
+    async fn wait(mut self) -> Followed {
         loop {
-            let is_over = |verdict: &Verdict| !matches!(verdict, Verdict::Open);
-            let verdict = match self.verdict.wait_for(is_over).await {
-                Ok(verdict) => verdict.clone(),
-                Err(_) => Verdict::Left,
+            let is_over = |end: &End| !matches!(end, End::NotYet);
+            let end = match self.end.wait_for(is_over).await {
+                Ok(end) => end.clone(),
+                Err(_) => End::Left,
             };
-            let joined = match verdict {
-                Verdict::Stored(shown) => return Followed::Stored(shown),
-                Verdict::Refused => Joined::Alone,
-                Verdict::Open | Verdict::Left => self.table.join(&self.key, self.looked_up),
+            let joined = match end {
+                End::Stored(published) => return Followed::Stored(published),
+                End::Nothing => Joined::HitForMiss,
+                End::NotYet | End::Left => self.table.join(&self.key, self.looked_up),
             };
             match joined {
                 Joined::Lead(lead) => return Followed::Lead(lead),
                 Joined::Follow(follow) => self = follow,
-                Joined::Alone => {
-                    let turn = Arc::clone(&self.turns).acquire_owned().await;
-                    return turn.map_or(Followed::TimedOut, Followed::Turn);
+                Joined::HitForMiss => {
+                    let release = Arc::clone(&self.releases).acquire_owned().await;
+                    return release.map_or(Followed::TimedOut, Followed::Released);
                 }
             }
         }
@@ -268,7 +280,7 @@ mod tests {
         assert!(!leader.is_followed());
         let followers = [follow(&groups), follow(&groups)];
         assert!(leader.is_followed());
-        leader.stored(None);
+        leader.end(Verdict::Stored, None);
         for follower in followers {
             let followed = follower.end(PATIENCE).await;
             assert!(matches!(followed, Followed::Stored(None)), "{followed:?}");
@@ -287,7 +299,7 @@ mod tests {
         };
         let second = tokio::spawn(second.end(PATIENCE));
         tokio::task::yield_now().await;
-        leader.stored(None);
+        leader.end(Verdict::Stored, None);
         assert!(matches!(second.await.unwrap(), Followed::Stored(_)));
     }
 
@@ -295,7 +307,7 @@ mod tests {
     async fn who_looked_up_before_a_leader_stored_does_not_lead_after_it() {
         let groups = Groups::new(4);
         let looked_up = Stopwatch::start();
-        lead(&groups).stored(None);
+        lead(&groups).end(Verdict::Stored, None);
         let Joined::Follow(late) = groups.join(&key(), looked_up) else {
             panic!("a second request for what is stored")
         };
@@ -310,20 +322,20 @@ mod tests {
         let groups = Groups::new(2);
         let leader = lead(&groups);
         let followers: Vec<_> = (0..3).map(|_| follow(&groups)).collect();
-        leader.refused(Duration::ZERO);
+        leader.end(Verdict::NOTHING, None);
         let mut followers = followers.into_iter();
         let mut next = || followers.next().unwrap();
         let first = next().end(PATIENCE).await;
         let second = next().end(PATIENCE).await;
         assert!(matches!(
             (&first, &second),
-            (Followed::Turn(_), Followed::Turn(_))
+            (Followed::Released(_), Followed::Released(_))
         ));
         let third = tokio::spawn(next().end(PATIENCE));
         tokio::task::yield_now().await;
         assert!(!third.is_finished());
         drop(first);
-        assert!(matches!(third.await.unwrap(), Followed::Turn(_)));
+        assert!(matches!(third.await.unwrap(), Followed::Released(_)));
     }
 
     #[tokio::test]
@@ -338,13 +350,13 @@ mod tests {
     #[tokio::test]
     async fn hit_for_miss_lasts_as_long_as_said() {
         let groups = Groups::new(1);
-        lead(&groups).refused(Duration::from_secs(3600));
+        lead(&groups).end(Verdict::NotWorthWaiting(Duration::from_secs(3600)), None);
         assert!(matches!(
             groups.join(&key(), Stopwatch::start()),
-            Joined::Alone
+            Joined::HitForMiss
         ));
         let groups = Groups::new(1);
-        lead(&groups).refused(Duration::from_nanos(1));
+        lead(&groups).end(Verdict::NotWorthWaiting(Duration::from_nanos(1)), None);
         drop(lead(&groups));
     }
 

@@ -1,6 +1,6 @@
 //! Entries that are on their way into the store, or out of it.
 //!
-//! [`InFlight`] has the fills that are whole, but not yet confirmed by the store: from the end of a stream
+//! [`InFlight`] has the fills that are whole, but not yet confirmed by the store: from the end of a response
 //! until its commit is confirmed, and until the last follower has seen it, lookups are served from the bytes
 //! that are held for it. It has the keys, too, that a lookup reads from the store, so that others need not
 //! read them as well. An entry of the table lives exactly as long as its guard.
@@ -12,24 +12,24 @@ use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 
 use super::budget::Reservation;
-use super::invalidations::Moment;
-use crate::entry::{Key, Record};
+use super::invalidations::InvalidationSeq;
+use crate::entry::{Key, Record, Source};
 
 /// A whole entry that is held in memory.
 #[derive(Debug)]
-pub struct Held {
+pub(super) struct Held {
     /// Its record.
-    pub record: Arc<Record>,
+    pub(super) record: Arc<Record>,
     /// Its body.
-    pub chunks: Vec<Bytes>,
+    pub(super) chunks: Vec<Bytes>,
     /// When it was asked for.
-    pub asked: Moment,
+    pub(super) asked: InvalidationSeq,
 }
 
 /// The table; clones share it. Its size is bounded by what the memory budget lets fills hold, and by the
 /// number of open streams.
 #[derive(Debug, Clone, Default)]
-pub struct InFlight(Arc<Mutex<Keys>>);
+pub(super) struct InFlight(Arc<Mutex<Keys>>);
 
 #[derive(Debug, Default)]
 struct Keys {
@@ -37,35 +37,30 @@ struct Keys {
     reads: HashMap<Key, watch::Receiver<Option<Read>>>,
 }
 
-/// What a lookup of a key has to do.
+/// What a lookup of a key does.
 #[derive(Debug)]
-pub enum Lookup {
-    /// Wait for somebody who has the entry, or will have it.
-    Waits(Waits),
-    /// Read the store; the one that leads tells those that come later.
-    Reads(Option<Reading>),
-}
-
-/// For whom a lookup waits.
-#[derive(Debug)]
-pub enum Waits {
-    /// There is a whole fill, or will be as soon as its record is made.
-    Fill(Filled),
-    /// Another lookup reads the store.
-    Read(JoinedRead),
+pub(super) enum Turn {
+    /// It reads the store.
+    Reads,
+    /// It reads the store, and those that come later wait for what it reads.
+    ReadsForAll(Reading),
+    /// It waits for a fill that is whole.
+    WaitsForFill(Filled),
+    /// It waits for what another lookup reads.
+    JoinsRead(JoinedRead),
 }
 
 /// Waits for the record of a whole fill.
 #[derive(Debug)]
-pub struct Filled(watch::Receiver<Option<Arc<Held>>>);
+pub(super) struct Filled(watch::Receiver<Option<Arc<Held>>>);
 
 /// Waits for what another lookup reads.
 #[derive(Debug)]
-pub struct JoinedRead(watch::Receiver<Option<Read>>);
+pub(super) struct JoinedRead(watch::Receiver<Option<Read>>);
 
-/// A lookup that others join. Dropping it lets each of those read for itself.
+/// A lookup that others join. Dropping it lets each of them read for itself.
 #[derive(Debug)]
-pub struct Reading {
+pub(super) struct Reading {
     table: InFlight,
     key: Key,
     read: watch::Sender<Option<Read>>,
@@ -73,24 +68,22 @@ pub struct Reading {
 
 /// What a lookup leaves to those that joined it.
 #[derive(Debug, Clone)]
-pub enum Read {
+pub(super) enum Read {
     /// The entry, whole.
     Whole(Whole),
-    /// That there is none.
+    /// There is no entry.
     Absent,
-    /// Nothing: each has to read for itself.
+    /// Nothing: each reads for itself.
     Alone,
 }
 
 /// A whole entry that was read.
 #[derive(Debug, Clone)]
-pub struct Whole {
+pub(super) struct Whole {
     /// Its record.
-    pub record: Arc<Record>,
+    pub(super) record: Arc<Record>,
     /// Its body, proved.
-    pub body: Bytes,
-    /// Room for the body.
-    pub room: Arc<Reservation>,
+    pub(super) body: Bytes,
 }
 
 /// One whole fill.
@@ -98,48 +91,47 @@ pub struct Whole {
 struct Slot {
     /// `None` until the record is made.
     held: watch::Receiver<Option<Arc<Held>>>,
-    /// A lookup waits for that, or has waited.
+    /// A lookup waits for the record, or has waited.
     wanted: Arc<Notify>,
 }
 
-/// The place of one whole fill among those that lookups see; dropping it takes the entry away.
+/// The place of one whole fill among those that lookups see. Dropping it takes the fill out of the table.
 #[derive(Debug)]
-pub struct Pending {
+pub(super) struct SlotGuard {
     table: InFlight,
     key: Key,
     slot: Slot,
 }
 
-/// Fills that place. Dropping it before lets those go that wait.
+/// Puts a fill into its place. Dropping it before lets those go that wait.
 #[derive(Debug)]
-pub struct Display {
+pub(super) struct Publisher {
     held: watch::Sender<Option<Arc<Held>>>,
     wanted: Arc<Notify>,
 }
 
-/// What keeps whole fills shown, with the room for their bytes: the task that commits them, and
-/// whoever waits for them, share it.
+/// Keeps whole fills visible to lookups, with the reservation for their bytes. The task that commits them and
+/// whoever waits for them share it.
 #[derive(Debug)]
-pub struct Shown {
-    _pending: Vec<Pending>,
-    _room: Reservation,
+pub struct Published {
+    _slots: Vec<SlotGuard>,
+    _reservation: Reservation,
 }
 
-impl Shown {
-    /// Keeps these shown.
-    pub fn new(pending: Vec<Pending>, room: Reservation) -> Arc<Self> {
+impl Published {
+    pub(super) fn new(slots: Vec<SlotGuard>, reservation: Reservation) -> Arc<Self> {
         Arc::new(Self {
-            _pending: pending,
-            _room: room,
+            _slots: slots,
+            _reservation: reservation,
         })
     }
 }
 
 impl InFlight {
-    /// Announces a whole fill: from here on lookups wait for [`Display::show`] or the drop of one of
-    /// both. A fill of the same key takes the place of an earlier one, and what is being read meanwhile is not
-    /// for lookups that begin later.
-    pub fn announce(&self, key: &Key) -> (Pending, Display) {
+    /// Announces a whole fill. Later lookups wait until [`Publisher::publish`], or until one of both is dropped. A
+    /// fill of the same key takes the place of an earlier one, and later lookups no longer join a read that is
+    /// under way.
+    pub(super) fn announce(&self, key: &Key) -> (SlotGuard, Publisher) {
         let (sender, held) = watch::channel(None);
         let wanted = Arc::new(Notify::new());
         let slot = Slot {
@@ -150,52 +142,50 @@ impl InFlight {
         table.fills.insert(key.clone(), slot.clone());
         table.reads.remove(key);
         drop(table);
-        let pending = Pending {
+        let guard = SlotGuard {
             table: self.clone(),
             key: key.clone(),
             slot,
         };
-        let display = Display {
+        let publisher = Publisher {
             held: sender,
             wanted,
         };
-        (pending, display)
+        (guard, publisher)
     }
 
-    /// Whether there is a whole fill for `key`, or will be as soon as its record is made.
-    pub fn has(&self, key: &Key) -> bool {
+    /// Whether there is a whole fill for `key`.
+    pub(super) fn has(&self, key: &Key) -> bool {
         self.lock().fills.contains_key(key)
     }
 
-    /// What a lookup of `key` has to do. If it reads and is one that `leads`, those that come later wait for it.
-    pub fn look_up(&self, key: &Key, leads: bool) -> Lookup {
+    /// What a lookup of `key` does. When it reads the store, later lookups wait for what it reads.
+    pub(super) fn look_up(&self, key: &Key) -> Turn {
         let mut table = self.lock();
-        if let Some(slot) = table.fills.get(key) {
-            slot.wanted.notify_one();
-            return Lookup::Waits(Waits::Fill(Filled(slot.held.clone())));
-        }
-        if let Some(read) = table.reads.get(key) {
-            return Lookup::Waits(Waits::Read(JoinedRead(read.clone())));
-        }
-        Lookup::Reads(leads.then(|| {
+        table.wait(key).unwrap_or_else(|| {
             let (sender, read) = watch::channel(None);
             table.reads.insert(key.clone(), read);
-            Reading {
+            Turn::ReadsForAll(Reading {
                 table: self.clone(),
                 key: key.clone(),
                 read: sender,
-            }
-        }))
+            })
+        })
     }
 
-    /// What is being read of `key` is not for lookups that begin later: the entry has changed.
-    pub fn part(&self, key: &Key) {
+    /// As [`InFlight::look_up`] for a lookup that wants no body. What it reads is not enough for others.
+    pub(super) fn look_up_head(&self, key: &Key) -> Turn {
+        self.lock().wait(key).unwrap_or(Turn::Reads)
+    }
+
+    /// Later lookups no longer join a read of `key` that is under way: the entry has changed.
+    pub(super) fn detach_readers(&self, key: &Key) {
         self.lock().reads.remove(key);
     }
 
-    /// As [`InFlight::part`], of all keys.
-    pub fn part_all(&self) {
-        self.lock().reads.clear();
+    /// As [`InFlight::detach_readers`], for all keys of `source`.
+    pub(super) fn detach_readers_of(&self, source: &Source) {
+        self.lock().reads.retain(|key, _| key.source() != source);
     }
 
     fn lock(&self) -> MutexGuard<'_, Keys> {
@@ -203,18 +193,29 @@ impl InFlight {
     }
 }
 
+impl Keys {
+    fn wait(&self, key: &Key) -> Option<Turn> {
+        if let Some(slot) = self.fills.get(key) {
+            slot.wanted.notify_one();
+            return Some(Turn::WaitsForFill(Filled(slot.held.clone())));
+        }
+        let read = self.reads.get(key)?;
+        Some(Turn::JoinsRead(JoinedRead(read.clone())))
+    }
+}
+
 impl Filled {
-    /// The fill; `None` if it comes to nothing. Waits at most until its record is made, which takes as long as
-    /// hashing the body and begins at the latest now. The caller brings the deadline.
-    pub async fn end(mut self) -> Option<Arc<Held>> {
+    /// The fill; `None` if it comes to nothing. It waits until the record is made, which takes as long as hashing the
+    /// body and begins at the latest now. The caller brings the deadline.
+    pub(super) async fn end(mut self) -> Option<Arc<Held>> {
         let held = self.0.wait_for(Option::is_some).await.ok()?;
         held.clone()
     }
 }
 
 impl JoinedRead {
-    /// What it reads. The caller brings the deadline.
-    pub async fn end(mut self) -> Read {
+    /// What the other lookup reads. The caller brings the deadline.
+    pub(super) async fn end(mut self) -> Read {
         let read = self.0.wait_for(Option::is_some).await;
         read.ok()
             .and_then(|read| read.clone())
@@ -224,7 +225,7 @@ impl JoinedRead {
 
 impl Reading {
     /// Leaves this to those that joined.
-    pub fn end(self, read: Read) {
+    pub(super) fn end(self, read: Read) {
         self.read.send_replace(Some(read));
     }
 }
@@ -243,19 +244,19 @@ impl Drop for Reading {
     }
 }
 
-impl Display {
-    /// Shows the entry to lookups, those that wait included.
-    pub fn show(&self, held: Arc<Held>) {
+impl Publisher {
+    /// Makes the entry visible to lookups, those that wait included.
+    pub(super) fn publish(&self, held: Arc<Held>) {
         self.held.send_replace(Some(held));
     }
 
-    /// Waits until a lookup waits; not at all if one has.
-    pub async fn wanted(&self) {
+    /// Waits until a lookup wants the entry; not at all if one has.
+    pub(super) async fn wanted(&self) {
         self.wanted.notified().await;
     }
 }
 
-impl Drop for Pending {
+impl Drop for SlotGuard {
     fn drop(&mut self) {
         let mut table = self.table.lock();
         // A later fill of the same key may have taken the place.
@@ -291,27 +292,27 @@ mod tests {
                 body: BodyProof::of(&[]),
             }),
             chunks: Vec::new(),
-            asked: Moment::default(),
+            asked: InvalidationSeq::default(),
         })
     }
 
     fn filled(table: &InFlight) -> Filled {
-        match table.look_up(&key(), true) {
-            Lookup::Waits(Waits::Fill(filled)) => filled,
+        match table.look_up(&key()) {
+            Turn::WaitsForFill(filled) => filled,
             other => panic!("{other:?}"),
         }
     }
 
     fn reading(table: &InFlight) -> Reading {
-        match table.look_up(&key(), true) {
-            Lookup::Reads(Some(reading)) => reading,
+        match table.look_up(&key()) {
+            Turn::ReadsForAll(reading) => reading,
             other => panic!("{other:?}"),
         }
     }
 
     fn joining(table: &InFlight) -> JoinedRead {
-        match table.look_up(&key(), true) {
-            Lookup::Waits(Waits::Read(joined)) => joined,
+        match table.look_up(&key()) {
+            Turn::JoinsRead(joined) => joined,
             other => panic!("{other:?}"),
         }
     }
@@ -319,37 +320,37 @@ mod tests {
     #[tokio::test]
     async fn a_lookup_waits_for_the_record_and_gets_the_entry() {
         let table = InFlight::default();
-        let (pending, display) = table.announce(&key());
+        let (slot, publisher) = table.announce(&key());
         let waiting = tokio::spawn(filled(&table).end());
-        display.wanted().await;
-        display.show(held());
-        drop(display);
+        publisher.wanted().await;
+        publisher.publish(held());
+        drop(publisher);
         assert!(waiting.await.unwrap().is_some());
         assert!(filled(&table).end().await.is_some());
-        drop(pending);
+        drop(slot);
         assert!(!table.has(&key()));
     }
 
     #[tokio::test]
     async fn a_fill_that_fails_lets_its_waiters_go() {
         let table = InFlight::default();
-        let (pending, display) = table.announce(&key());
+        let (slot, publisher) = table.announce(&key());
         let waiting = tokio::spawn(filled(&table).end());
         tokio::task::yield_now().await;
         // Others may hold its place for longer.
-        drop(display);
+        drop(publisher);
         assert!(waiting.await.unwrap().is_none());
         assert!(filled(&table).end().await.is_none());
-        drop(pending);
+        drop(slot);
     }
 
     #[tokio::test]
     async fn the_end_of_an_earlier_fill_leaves_a_later_one_in_place() {
         let table = InFlight::default();
         let earlier = table.announce(&key());
-        let (later, display) = table.announce(&key());
+        let (later, publisher) = table.announce(&key());
         drop(earlier);
-        display.show(held());
+        publisher.publish(held());
         assert!(filled(&table).end().await.is_some());
         drop(later);
     }
@@ -358,12 +359,12 @@ mod tests {
     async fn a_lookup_joins_the_one_that_reads() {
         let table = InFlight::default();
         let first = reading(&table);
-        let (joined, head) = (joining(&table), table.look_up(&key(), false));
+        let (joined, head) = (joining(&table), table.look_up_head(&key()));
         first.end(Read::Absent);
         assert!(matches!(joined.end().await, Read::Absent));
-        assert!(matches!(head, Lookup::Waits(Waits::Read(_))));
+        assert!(matches!(head, Turn::JoinsRead(_)));
         // Nobody has read it for those that come now, and one without a body reads for nobody else.
-        assert!(matches!(table.look_up(&key(), false), Lookup::Reads(None)));
+        assert!(matches!(table.look_up_head(&key()), Turn::Reads));
         drop(reading(&table));
     }
 
@@ -380,8 +381,8 @@ mod tests {
     async fn what_is_read_before_a_change_is_not_for_those_that_come_after_it() {
         let changes: [fn(&InFlight); 3] = [
             |table| drop(table.announce(&key())),
-            |table| table.part(&key()),
-            InFlight::part_all,
+            |table| table.detach_readers(&key()),
+            |table| table.detach_readers_of(key().source()),
         ];
         for change in changes {
             let table = InFlight::default();
@@ -391,10 +392,7 @@ mod tests {
             let joined = joining(&table);
             // It leaves the later one in its place.
             before.end(Read::Absent);
-            assert!(matches!(
-                table.look_up(&key(), true),
-                Lookup::Waits(Waits::Read(_))
-            ));
+            assert!(matches!(table.look_up(&key()), Turn::JoinsRead(_)));
             after.end(Read::Alone);
             assert!(matches!(joined.end().await, Read::Alone));
         }
@@ -405,11 +403,11 @@ mod tests {
         let table = InFlight::default();
         let _announced = table.announce(&key());
         let read = |namespace, epoch| Key::from_parts(namespace, epoch, [1; 32], [3; 32]);
-        let _reading = table.look_up(&read("test", 1), true);
+        let _reading = table.look_up(&read("test", 1));
         for (namespace, epoch) in [("other", 1), ("test", 2)] {
             assert!(!table.has(&Key::from_parts(namespace, epoch, [1; 32], [2; 32])));
-            let looked_up = table.look_up(&read(namespace, epoch), true);
-            assert!(matches!(looked_up, Lookup::Reads(_)));
+            let looked_up = table.look_up(&read(namespace, epoch));
+            assert!(matches!(looked_up, Turn::ReadsForAll(_)));
         }
     }
 }

@@ -1,13 +1,13 @@
 //! What was invalidated a short while ago (RFC 9111 section 4.4).
 //!
 //! Deleting entries takes time, and a response that the upstream made before may still be on its way
-//! into the store. A mark on a source hides all that: from [`Marks::set`] on, lookups do not see what
+//! into the store. A invalidation on a source hides all that: from [`Invalidations::set`] on, lookups do not see what
 //! was stored up to then, and fills that began before are given up. The deletion itself runs in the
-//! background, and is tried again until it succeeds or the mark's time is over. A mark stays until no
+//! background, and is tried again until it succeeds or the invalidation's time is over. A invalidation stays until no
 //! fill that began before it can be running any more.
 //!
-//! Marks are bounded in number. Where there is no room for another one, everything that was stored
-//! up to then is hidden for a mark's time, but not deleted: the store is asked less, not more.
+//! Invalidations are bounded in number. Where there is no room for another one, everything that was stored
+//! up to then is hidden for a invalidation's time, but not deleted: the store is asked less, not more.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -28,13 +28,13 @@ const DELETIONS: usize = 4;
 /// After a deletion has failed; doubled with each further failure.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
-/// A point in the order of marks: what is asked for at one is older than the marks after it.
+/// A point in the order of invalidations: what is asked for at one is older than the invalidations after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub struct Moment(u64);
+pub struct InvalidationSeq(u64);
 
-/// The marks of this process; clones share them.
+/// The invalidations of this process; clones share them.
 #[derive(Debug, Clone)]
-pub struct Marks(Arc<Shared>);
+pub(super) struct Invalidations(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -49,36 +49,41 @@ struct Shared {
     bounds: Bounds,
 }
 
-/// How many marks there are, and for how long.
+/// How many invalidations there are, and for how long.
 #[derive(Debug, Clone, Copy)]
-pub struct Bounds {
+pub(super) struct Bounds {
     /// Sources that are marked at a time.
-    pub count: usize,
+    pub(super) count: usize,
     /// For how long a deletion that fails is tried again.
-    pub patience: Duration,
+    pub(super) patience: Duration,
     /// The longest that a fill takes, its commit included.
-    pub fill: Duration,
+    pub(super) fill: Duration,
 }
 
 #[derive(Debug, Default)]
 struct Table {
-    marks: HashMap<Source, Mark>,
+    invalidations: HashMap<Source, Invalidation>,
     /// For all sources that found no room.
-    floor: Option<Mark>,
+    floor: Option<Invalidation>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Mark {
-    moment: Moment,
+struct Invalidation {
+    seq: InvalidationSeq,
     at: Timestamp,
     set: Stopwatch,
     /// Whether what was stored before may still be there.
     hides_stored: bool,
 }
 
-impl Marks {
-    /// No marks yet. What is marked is deleted from `store`, in `tasks`.
-    pub fn new(store: Arc<dyn Store>, clock: Clock, tasks: TaskTracker, bounds: Bounds) -> Self {
+impl Invalidations {
+    /// No invalidations yet. What is marked is deleted from `store`, in `tasks`.
+    pub(super) fn new(
+        store: Arc<dyn Store>,
+        clock: Clock,
+        tasks: TaskTracker,
+        bounds: Bounds,
+    ) -> Self {
         Self(Arc::new(Shared {
             table: Mutex::default(),
             present: AtomicUsize::new(0),
@@ -91,26 +96,26 @@ impl Marks {
         }))
     }
 
-    /// The moment now.
-    pub fn now(&self) -> Moment {
-        Moment(self.0.sequence.load(Ordering::SeqCst))
+    /// The seq now.
+    pub(super) fn now(&self) -> InvalidationSeq {
+        InvalidationSeq(self.0.sequence.load(Ordering::SeqCst))
     }
 
-    /// Marks sources. When this returns, nothing that was stored or asked for before is used by this
+    /// Invalidations sources. When this returns, nothing that was stored or asked for before is used by this
     /// process any more.
-    pub fn set(&self, sources: Vec<Source>) {
+    pub(super) fn set(&self, sources: Vec<Source>) {
         for source in sources {
-            let mark = Mark {
-                moment: Moment(self.0.sequence.fetch_add(1, Ordering::SeqCst) + 1),
+            let invalidation = Invalidation {
+                seq: InvalidationSeq(self.0.sequence.fetch_add(1, Ordering::SeqCst) + 1),
                 at: self.0.clock.now(),
                 set: Stopwatch::start(),
                 hides_stored: true,
             };
-            if self.insert(&source, mark) {
-                let marks = self.clone();
+            if self.insert(&source, invalidation) {
+                let invalidations = self.clone();
                 self.0
                     .tasks
-                    .spawn(async move { marks.delete(source).await });
+                    .spawn(async move { invalidations.delete(source).await });
             }
         }
     }
@@ -118,71 +123,83 @@ impl Marks {
     /// Entries of `source` whose responses arrived up to this time are not used, because their
     /// deletion is under way. Who reads one must have asked before, too: the deletion may be over by
     /// the time that it was read.
-    pub fn horizon(&self, source: &Source) -> Option<Timestamp> {
-        self.latest(source, |mark| mark.hides_stored.then_some(mark.at))
+    pub(super) fn horizon(&self, source: &Source) -> Option<Timestamp> {
+        self.latest(source, |invalidation| {
+            invalidation.hides_stored.then_some(invalidation.at)
+        })
     }
 
-    /// Whether a response of `source` that was asked for at `moment` was invalidated.
-    pub fn hide_asked(&self, source: &Source, moment: Moment) -> bool {
-        self.latest(source, |mark| Some(mark.moment))
-            .is_some_and(|latest| moment < latest)
+    /// Whether a response of `source` that was asked for at `seq` was invalidated.
+    pub(super) fn hides(&self, source: &Source, seq: InvalidationSeq) -> bool {
+        self.latest(source, |invalidation| Some(invalidation.seq))
+            .is_some_and(|latest| seq < latest)
     }
 
-    /// The latest of what the marks on `source` give.
-    fn latest<T: Ord>(&self, source: &Source, give: impl Fn(&Mark) -> Option<T>) -> Option<T> {
+    /// The latest of what the invalidations on `source` give.
+    fn latest<T: Ord>(
+        &self,
+        source: &Source,
+        give: impl Fn(&Invalidation) -> Option<T>,
+    ) -> Option<T> {
         if self.0.present.load(Ordering::SeqCst) == 0 {
             return None;
         }
         let table = self.lock();
         table
-            .marks
+            .invalidations
             .get(source)
             .into_iter()
             .chain(&table.floor)
-            .filter(|mark| !self.is_over(mark))
+            .filter(|invalidation| !self.is_over(invalidation))
             .filter_map(give)
             .max()
     }
 
-    /// Whether the mark is the first of its source, and so needs somebody to delete its entries.
-    fn insert(&self, source: &Source, mark: Mark) -> bool {
+    /// Whether the invalidation is the first of its source, and so needs somebody to delete its entries.
+    fn insert(&self, source: &Source, invalidation: Invalidation) -> bool {
         let mut table = self.lock();
-        if table.marks.len() >= self.0.bounds.count && !table.marks.contains_key(source) {
-            table.marks.retain(|_, mark| !self.is_over(mark));
+        if table.invalidations.len() >= self.0.bounds.count
+            && !table.invalidations.contains_key(source)
+        {
+            table
+                .invalidations
+                .retain(|_, invalidation| !self.is_over(invalidation));
         }
-        let is_first = if let Some(known) = table.marks.get_mut(source) {
-            // A deletion that is under way sees that there is another mark, and runs again.
+        let is_first = if let Some(known) = table.invalidations.get_mut(source) {
+            // A deletion that is under way sees that there is another invalidation, and runs again.
             let was_hiding = known.hides_stored && !self.is_over(known);
-            *known = mark;
+            *known = invalidation;
             !was_hiding
-        } else if table.marks.len() < self.0.bounds.count {
-            table.marks.insert(source.clone(), mark);
+        } else if table.invalidations.len() < self.0.bounds.count {
+            table.invalidations.insert(source.clone(), invalidation);
             true
         } else {
-            warn!("no room for another mark: what was stored up to now is hidden, not deleted");
-            table.floor = Some(mark);
+            warn!(
+                "no room for another invalidation: what was stored up to now is hidden, not deleted"
+            );
+            table.floor = Some(invalidation);
             false
         };
-        let present = table.marks.len() + usize::from(table.floor.is_some());
+        let present = table.invalidations.len() + usize::from(table.floor.is_some());
         self.0.present.store(present, Ordering::SeqCst);
         is_first
     }
 
-    /// A mark that hides what is stored lasts until the deletion succeeds or is given up.
-    fn is_over(&self, mark: &Mark) -> bool {
+    /// A invalidation that hides what is stored lasts until the deletion succeeds or is given up.
+    fn is_over(&self, invalidation: &Invalidation) -> bool {
         let bounds = &self.0.bounds;
-        let time = if mark.hides_stored {
+        let time = if invalidation.hides_stored {
             bounds.patience.max(bounds.fill)
         } else {
             bounds.fill
         };
-        mark.set.elapsed() >= time
+        invalidation.set.elapsed() >= time
     }
 
     async fn delete(&self, source: Source) {
         let mut pause = FIRST_PAUSE;
         loop {
-            let Some(begun) = self.mark(&source) else {
+            let Some(begun) = self.invalidation(&source) else {
                 return;
             };
             let result = {
@@ -192,7 +209,7 @@ impl Marks {
             };
             match result {
                 Ok(_) => {
-                    if self.deleted(&source, begun.moment) {
+                    if self.deleted(&source, begun.seq) {
                         return;
                     }
                 }
@@ -210,19 +227,19 @@ impl Marks {
         }
     }
 
-    fn mark(&self, source: &Source) -> Option<Mark> {
-        self.lock().marks.get(source).copied()
+    fn invalidation(&self, source: &Source) -> Option<Invalidation> {
+        self.lock().invalidations.get(source).copied()
     }
 
-    /// Notes that a deletion which began at `moment` has succeeded; `false` when there is a mark since.
-    fn deleted(&self, source: &Source, moment: Moment) -> bool {
+    /// Notes that a deletion which began at `seq` has succeeded; `false` when there is a invalidation since.
+    fn deleted(&self, source: &Source, seq: InvalidationSeq) -> bool {
         let mut table = self.lock();
-        let Some(mark) = table.marks.get_mut(source) else {
+        let Some(invalidation) = table.invalidations.get_mut(source) else {
             return true;
         };
-        let is_last = mark.moment == moment;
+        let is_last = invalidation.seq == seq;
         if is_last {
-            mark.hides_stored = false;
+            invalidation.hides_stored = false;
         }
         is_last
     }

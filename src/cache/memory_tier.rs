@@ -13,13 +13,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use prometheus_client::registry::Unit;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 
-use crate::cache::invalidations::{Marks, Moment};
+use super::invalidations::{InvalidationSeq, Invalidations};
 use crate::clock::Stopwatch;
-use crate::entry::Record;
-use crate::entry::{Key, Source};
+use crate::entry::{Key, Record, Source};
+use crate::telemetry::Metrics;
 
 /// What an entry costs beside its body and its fields: key, record, and its place in the cache.
 const ENTRY_BYTES: u64 = 512;
@@ -33,7 +34,7 @@ const ESTIMATED_ENTRY_BYTES: u64 = 32 * 1024;
 
 /// The tier; clones share it.
 #[derive(Debug, Clone)]
-pub struct Memory(Option<Arc<Shared>>);
+pub(super) struct MemoryTier(Option<Arc<Shared>>);
 
 #[derive(Debug)]
 struct Shared {
@@ -41,16 +42,16 @@ struct Shared {
     largest_body: u64,
     recheck: Duration,
     since: Stopwatch,
-    marks: Marks,
+    invalidations: Invalidations,
 }
 
 /// A whole entry.
 #[derive(Debug)]
-pub struct Kept {
+pub(super) struct Kept {
     /// Its record.
-    pub record: Arc<Record>,
+    pub(super) record: Arc<Record>,
     /// Its body, proved.
-    pub body: Bytes,
+    pub(super) body: Bytes,
     bytes: u64,
     /// When it was compared with the store last, in milliseconds since the start.
     compared: AtomicU64,
@@ -58,11 +59,11 @@ pub struct Kept {
 
 /// What is kept under a key.
 #[derive(Debug)]
-pub struct Hit {
+pub(super) struct Hit {
     /// The entry.
-    pub entry: Arc<Kept>,
+    pub(super) entry: Arc<Kept>,
     /// Whether it is this caller who has to compare it with the store.
-    pub is_due: bool,
+    pub(super) is_due: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -74,11 +75,40 @@ impl Weighter<Key, Arc<Kept>> for Weight {
     }
 }
 
-impl Memory {
+impl MemoryTier {
     /// Holds at most `max_bytes`, and bodies up to `largest_body` and a quarter of `max_bytes`; none
     /// with 0. Entries are compared
     /// with the store every `recheck`.
-    pub fn new(max_bytes: u64, largest_body: u64, recheck: Duration, marks: Marks) -> Self {
+    pub(super) fn new(
+        max_bytes: u64,
+        largest_body: u64,
+        recheck: Duration,
+        invalidations: Invalidations,
+        metrics: &Metrics,
+    ) -> Self {
+        let tier = Self::open(max_bytes, largest_body, recheck, invalidations);
+        let (bytes, entries) = (tier.clone(), tier.clone());
+        metrics.observed(
+            "memory",
+            "What the memory tier holds now",
+            Some(Unit::Bytes),
+            move || bytes.usage().0,
+        );
+        metrics.observed(
+            "memory_entries",
+            "Entries in the memory tier now",
+            None,
+            move || entries.usage().1 as u64,
+        );
+        tier
+    }
+
+    fn open(
+        max_bytes: u64,
+        largest_body: u64,
+        recheck: Duration,
+        invalidations: Invalidations,
+    ) -> Self {
         if max_bytes == 0 {
             return Self(None);
         }
@@ -101,17 +131,17 @@ impl Memory {
             largest_body,
             recheck,
             since: Stopwatch::start(),
-            marks,
+            invalidations,
         })))
     }
 
     /// Whether there is a tier at all.
-    pub fn is_on(&self) -> bool {
+    pub(super) fn is_on(&self) -> bool {
         self.0.is_some()
     }
 
     /// The entry for `key`.
-    pub fn get(&self, key: &Key) -> Option<Hit> {
+    pub(super) fn get(&self, key: &Key) -> Option<Hit> {
         let shared = self.0.as_ref()?;
         let entry = shared.cache.get(key)?;
         let now = shared.now();
@@ -127,7 +157,13 @@ impl Memory {
     /// Keeps a whole, proved entry that was asked for, from the upstream or the store, at `asked`,
     /// unless it was invalidated since, or a later response is kept. The body is copied, because it may be a part of a larger buffer:
     /// what is counted is what is held.
-    pub fn put(&self, key: &Key, record: Arc<Record>, body: &[Bytes], asked: Moment) {
+    pub(super) fn put(
+        &self,
+        key: &Key,
+        record: Arc<Record>,
+        body: &[Bytes],
+        asked: InvalidationSeq,
+    ) {
         let Some(shared) = &self.0 else {
             return;
         };
@@ -148,7 +184,7 @@ impl Memory {
     }
 
     /// Gives an entry its new record, if it is kept with the same body.
-    pub fn freshen(&self, key: &Key, record: Record, asked: Moment) {
+    pub(super) fn freshen(&self, key: &Key, record: Record, asked: InvalidationSeq) {
         let Some(shared) = &self.0 else {
             return;
         };
@@ -160,28 +196,28 @@ impl Memory {
     }
 
     /// Takes out an entry, whatever it is.
-    pub fn remove(&self, key: &Key) {
+    pub(super) fn remove(&self, key: &Key) {
         if let Some(shared) = &self.0 {
             shared.cache.remove(key);
         }
     }
 
     /// Takes out an entry if it is still this one.
-    pub fn remove_this(&self, key: &Key, entry: &Arc<Kept>) {
+    pub(super) fn remove_this(&self, key: &Key, entry: &Arc<Kept>) {
         if let Some(shared) = &self.0 {
             shared.cache.remove_if(key, |kept| Arc::ptr_eq(kept, entry));
         }
     }
 
     /// Takes out all entries of a source. Looks at each entry that is kept.
-    pub fn remove_source(&self, source: &Source) {
+    pub(super) fn remove_source(&self, source: &Source) {
         if let Some(shared) = &self.0 {
             shared.cache.retain(|key, _| key.source() != source);
         }
     }
 
     /// Bytes and number of the entries that are kept.
-    pub fn usage(&self) -> (u64, usize) {
+    pub(super) fn usage(&self) -> (u64, usize) {
         match &self.0 {
             None => (0, 0),
             Some(shared) => (shared.cache.weight(), shared.cache.len()),
@@ -190,7 +226,7 @@ impl Memory {
 }
 
 impl Shared {
-    fn put(&self, key: &Key, record: Arc<Record>, body: Bytes, asked: Moment) {
+    fn put(&self, key: &Key, record: Arc<Record>, body: Bytes, asked: InvalidationSeq) {
         let fields: usize = record
             .headers
             .iter()
@@ -202,7 +238,7 @@ impl Shared {
             body,
             compared: AtomicU64::new(self.now()),
         };
-        let is_hidden = || self.marks.hide_asked(key.source(), asked);
+        let is_hidden = || self.invalidations.hides(key.source(), asked);
         if is_hidden() {
             return;
         }

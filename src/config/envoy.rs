@@ -6,11 +6,14 @@
 use std::path::Path;
 use std::time::Duration;
 
+use http::HeaderName;
 use serde_json::Value;
 
 use super::value::Problem;
 use super::{Config, Listen, Problems};
-use crate::large_hits;
+
+/// The request header by which Envoy fetches a large hit; the filter and the listener of large hits agree on it.
+pub const TICKET: HeaderName = HeaderName::from_static("x-afterimage-object");
 
 const FILTER: &str =
     "type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor";
@@ -53,7 +56,7 @@ impl Config {
         for (place, filter) in &filters {
             self.compare_filter(filter, tree, place, problems);
         }
-        if self.objects.is_some() && !matches_header(tree, large_hits::TICKET.as_str()) {
+        if self.objects.is_some() && !matches_header(tree, TICKET.as_str()) {
             problems.push(Problem::new(
                 "file",
                 "has no route for requests with x-afterimage-object, but objects.listen is set: large \

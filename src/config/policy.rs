@@ -11,12 +11,12 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::value::{Problem, Seconds, SecretSource};
+use crate::endpoint::Endpoint;
 use crate::policy::{
     Authorization, Clients, Completion, Cookies, FreshnessRules, Generic, Heuristic, ImageFormat,
     Imgproxy, KeyPair, Kind, MediaRange, Policy, Query, Signing, Statuses, StoreRules, Upstream,
     Validators, Verify,
 };
-use crate::transport::Endpoint;
 
 /// imgproxy says a year about anything; nobody should have to wait that long for a mistake to go.
 const CEILING: Duration = Duration::from_secs(30 * 24 * 3600);

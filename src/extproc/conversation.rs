@@ -1,66 +1,45 @@
-//! One conversation: message, event, session, effect, answer.
+//! One conversation with Envoy: from its messages to an [`Exchange`], and back.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{StreamExt, stream};
-use http::HeaderValue;
-use tonic::{Code, Status, Streaming};
+use tonic::{Status, Streaming};
 use tracing::warn;
 
-use super::codec::convert::{self as wire, Message, Phase, RouteAttributes};
+use super::Processor;
+use super::codec::convert::{self, Message, Phase, RouteAttributes};
 use super::codec::request::ProcessingRequest;
-use super::codec::response::Answer;
-use super::log::Log;
-use super::sending::Sending;
-use super::shared::Shared;
-use crate::cache::body_reader::Pieces;
-use crate::cache::collapse::{Follow, Followed, Joined, Lead};
-use crate::cache::fill::Copying;
-use crate::cache::invalidations::Moment;
-use crate::cache::refreshes::Claim;
-use crate::clock::Stopwatch;
-use crate::entry::Key;
-use crate::large_hits::{self, Offer};
+use super::codec::response::EncodedResponse;
+use crate::cache::VerifiedBody;
+use crate::exchange::{Delivery, DeliveryBody, Exchange, Log, Next, Turn, Wait};
+use crate::large_hits::{LargeHits, Offer};
 use crate::policy::{BypassReason, RequestHead};
-use crate::session::{
-    AbortReason, CopyStep, Effect, Event, Fetched, Hit, HitBody, Part, Reply, Report, Session,
-};
-use crate::store::BodyStream;
-use crate::upstream::{self, Fetching};
+use crate::session::Report;
+use crate::store;
 
 /// One gRPC stream. Dropping it is how Envoy, or the client behind it, leaves.
 pub(super) struct Conversation {
-    shared: Arc<Shared>,
+    processor: Arc<Processor>,
     inbound: Streaming<ProcessingRequest>,
     state: State,
     log: Log,
-    /// Held until the conversation is over: by then the refreshed entry is there, or is not coming.
-    claim: Option<Claim>,
-    /// Others may wait for this request.
-    lead: Option<Lead>,
-    /// What this request is going to wait for.
-    follow: Option<Follow>,
-    /// What it has waited for: held until the conversation is over.
-    followed: Option<Followed>,
-    /// Since when the request waits for others; Envoy was told once.
-    waiting: Option<Stopwatch>,
-    /// When the request was sent on; before that, when it came.
-    asked: Moment,
-    copying: Option<Copying>,
+    /// The request, from its head on; `None` for one without a policy. What others wait for is over when this is
+    /// dropped.
+    exchange: Option<Exchange>,
+    /// Whether Envoy was told to wait for the answer to a request; it can be told once.
+    is_extended: bool,
 }
 
 enum State {
     /// Nothing was said yet; with the policy that the stream's metadata names.
     Opening(Option<String>),
-    /// The session decides.
-    Open(Box<Session>),
-    /// Envoy was told to wait, while a request of our own, or another one for the same, is under way.
-    Waiting(Box<Waiting>),
-    /// A hit is going out in pieces.
-    Sending(Box<Sending>),
+    /// The exchange decides about the next message.
+    Open,
+    /// Envoy was told to wait for this.
+    Waiting(Wait),
+    /// A hit goes out in pieces.
+    Sending(Box<VerifiedBody>),
     /// The last answer that changes anything was given. What still comes is sent on as it is,
     /// because a filter with other modes than ours may go on asking.
     Over,
@@ -68,543 +47,295 @@ enum State {
     Ended,
 }
 
-struct Waiting {
-    session: Session,
-    wait: Wait,
-}
-
-enum Wait {
-    Fetch(Fetching),
-    Follow(Follow),
-}
-
 impl Conversation {
     pub(super) fn new(
-        shared: Arc<Shared>,
+        processor: Arc<Processor>,
         inbound: Streaming<ProcessingRequest>,
         policy: Option<String>,
     ) -> Self {
+        let no_policy = Arc::clone(processor.routes.no_policy());
         Self {
-            asked: shared.fills.marks.now(),
-            copying: None,
-            log: Log::new(Arc::clone(&shared)),
-            shared,
+            log: Log::new(Arc::clone(&processor.core), no_policy),
+            processor,
             inbound,
             state: State::Opening(policy),
-            claim: None,
-            lead: None,
-            follow: None,
-            followed: None,
-            waiting: None,
+            exchange: None,
+            is_extended: false,
         }
     }
 
     /// The next answer. `None` ends the stream well; an error ends it so that Envoy breaks off
     /// whatever it is sending.
-    pub(super) async fn next(&mut self) -> Option<Result<Answer, Status>> {
-        if let State::Sending(sending) = &mut self.state {
-            let piece = sending.next().await;
-            if let Some(Err(error)) = &piece {
-                self.shared.metrics.broken_hit();
-                warn!(error = error.message(), "streamed hit was broken off");
-                // Nothing would replace the entry as long as it is fresh, and every hit would be
-                // broken off.
-                if error.code() == Code::DataLoss
-                    && let Some(key) = self.log.key.clone()
-                {
-                    self.forget(key);
-                }
-            }
-            if !matches!(piece, Some(Ok(_))) {
-                self.state = State::Ended;
-                self.log.end();
-            }
-            return piece;
-        }
-        if let State::Ended = self.state {
-            return None;
+    pub(super) async fn next(&mut self) -> Option<Result<EncodedResponse, Status>> {
+        match std::mem::replace(&mut self.state, State::Ended) {
+            State::Ended => return None,
+            State::Sending(body) => return self.send(body).await,
+            State::Waiting(wait) => return Some(Ok(self.waited(wait).await)),
+            state @ (State::Opening(_) | State::Open | State::Over) => self.state = state,
         }
         if self.log.is_to_be_written() {
             // The last answer goes out first.
             tokio::task::yield_now().await;
             self.log.write();
         }
-        if let State::Waiting(_) = self.state {
-            return self.waited().await.map(Ok);
-        }
         let message = self.receive().await?;
         Some(Ok(self.answer(message).await))
     }
 
-    /// Waits for a message, and meanwhile for the deadline of a fill.
+    /// Waits for a message, and meanwhile for the end of a copy's time.
     async fn receive(&mut self) -> Option<Message> {
         loop {
-            let pace = self.shared.fills.pace;
-            let copying = self.copying.as_ref();
-            let message = match copying.and_then(|copying| copying.time_left(pace)) {
+            let exchange = self.exchange.as_ref();
+            let message = match exchange.and_then(Exchange::time_left) {
                 None => self.inbound.message().await,
                 Some((time_left, reason)) => {
                     match tokio::time::timeout(time_left, self.inbound.message()).await {
                         Ok(message) => message,
                         Err(_) => {
-                            self.lose_copy(reason);
+                            if let Some(exchange) = &mut self.exchange {
+                                exchange.expire(reason);
+                            }
                             continue;
                         }
                     }
                 }
             };
             match message {
-                Ok(Some(message)) => match wire::read(message) {
+                Ok(Some(message)) => match convert::read(message) {
                     Some(message) => return Some(message),
-                    None => self.shared.metrics.unexpected_message(),
+                    None => self.processor.unexpected_messages.inc(),
                 },
                 // How the stream ends proves nothing: Envoy resets it after every exchange.
                 Ok(None) | Err(_) => return None,
-            }
+            };
         }
     }
 
-    async fn answer(&mut self, message: Message) -> Answer {
-        let (event, phase) = match message {
-            Message::Request(head, route) => return self.open(head, &route).await,
-            Message::Response(Some(head)) => {
-                self.log.status = Some(head.status.as_u16());
-                (Event::Response(head), Phase::ResponseHeaders)
+    async fn answer(&mut self, message: Message) -> EncodedResponse {
+        let is_open = matches!(self.state, State::Open);
+        match (message, &mut self.exchange) {
+            (Message::Request(head, route), _) => self.open(head, &route).await,
+            (Message::Response(Some(head)), Some(exchange)) if is_open => {
+                self.log.set_status(head.status);
+                let next = exchange.response(head);
+                self.say(next, Phase::ResponseHeaders)
             }
-            Message::Response(None) => return self.unexpected(Phase::ResponseHeaders),
-            Message::ResponseBody { bytes, is_end } => {
-                (Event::Body { bytes, is_end }, Phase::ResponseBody)
+            (Message::ResponseBody { bytes, is_end }, Some(exchange)) if is_open => {
+                exchange.body(bytes, is_end);
+                self.passed(Phase::ResponseBody)
             }
-            Message::Other(phase) => return self.unexpected(phase),
-        };
-        match std::mem::replace(&mut self.state, State::Over) {
-            State::Open(session) => self.handle(*session, event, phase).await,
-            state @ (State::Opening(_)
-            | State::Waiting(_)
-            | State::Sending(_)
-            | State::Over
-            | State::Ended) => {
-                self.state = state;
-                self.unexpected(phase)
+            (Message::ResponseTrailers, Some(exchange)) if is_open => {
+                exchange.trailers();
+                self.passed(Phase::ResponseTrailers)
             }
+            (message, _) => self.unexpected(message.phase()),
         }
     }
 
-    /// The first message.
-    async fn open(&mut self, head: Option<RequestHead>, route: &RouteAttributes) -> Answer {
-        let State::Opening(named) = std::mem::replace(&mut self.state, State::Over) else {
+    /// Answers a part of a body.
+    fn passed(&mut self, phase: Phase) -> EncodedResponse {
+        if let Some(exchange) = &self.exchange {
+            self.log.take(exchange);
+            if exchange.is_over() {
+                self.state = State::Over;
+                self.log.end();
+            }
+        }
+        convert::pass(phase)
+    }
+
+    /// Answers the first message.
+    async fn open(
+        &mut self,
+        head: Option<RequestHead>,
+        route: &RouteAttributes,
+    ) -> EncodedResponse {
+        let State::Opening(named) = &mut self.state else {
             return self.unexpected(Phase::RequestHeaders);
         };
-        let policy = match self.shared.routes.policy(named.as_deref(), route) {
+        let named = named.take();
+        self.state = State::Over;
+        let policy = match self.processor.routes.policy(named.as_deref(), route) {
             Ok(policy) => policy,
             Err(reason) => return self.leave_out(reason),
         };
-        self.log.policy = Arc::clone(&policy.name);
+        self.log.set_policy(&policy.name);
         let Some(head) = head else {
             return self.leave_out(BypassReason::Unparsable);
         };
-        if self.shared.fetcher.is_own(&head) {
+        if self.processor.core.is_own(&head) {
             return self.leave_out(BypassReason::OwnFetch);
         }
-        let session = Session::new(policy, self.shared.largest_bytes);
-        self.handle(session, Event::Request(head), Phase::RequestHeaders)
-            .await
+        let exchange = Exchange::new(Arc::clone(&self.processor.core), policy);
+        let turn = self.exchange.insert(exchange).request(head);
+        self.turn(turn).await
     }
 
-    /// The answer to a request that has waited.
-    async fn waited(&mut self) -> Option<Answer> {
-        let State::Waiting(waiting) = std::mem::replace(&mut self.state, State::Over) else {
-            return None;
-        };
-        let Waiting { session, wait } = *waiting;
-        let event = Box::pin(self.wait(wait)).await;
-        Some(self.handle(session, event, Phase::RequestHeaders).await)
-    }
-
-    /// Waits, for all that a request waits for together at most as long as Envoy does.
-    async fn wait(&mut self, wait: Wait) -> Event {
-        let waiting = self.waiting.get_or_insert_with(Stopwatch::start);
-        let time_left = self.shared.patience.wait.saturating_sub(waiting.elapsed());
-        match wait {
-            Wait::Fetch(fetch) => Event::Fetched(fetch.end(time_left).await),
-            Wait::Follow(follow) => {
-                let following = self.shared.metrics.following();
-                let followed = follow.end(time_left).await;
-                drop(following);
-                self.shared.metrics.followed(&followed);
-                let again = matches!(followed, Followed::Stored(_));
-                match followed {
-                    Followed::Lead(lead) => self.lead = Some(lead),
-                    held => self.followed = Some(held),
-                }
-                Event::Followed { again }
+    /// Answers a request that Envoy was told to wait for.
+    async fn waited(&mut self, wait: Wait) -> EncodedResponse {
+        let done = wait.done().await;
+        match &mut self.exchange {
+            Some(exchange) => {
+                let turn = exchange.resume(done);
+                self.turn(turn).await
             }
+            None => self.unexpected(Phase::RequestHeaders),
         }
     }
 
-    /// Gives an event to the session, and does what it says until the message is answered.
-    async fn handle(&mut self, mut session: Session, event: Event, phase: Phase) -> Answer {
-        let mut event = event;
-        let mut body = None;
-        let mut looked_up = Stopwatch::start();
+    /// Answers a request as soon as it can be answered, or tells Envoy to wait.
+    async fn turn(&mut self, mut turn: Turn) -> EncodedResponse {
         loop {
-            let (next, effect) = match session.handle(event, self.shared.clock.now()) {
-                Ok(step) => step,
-                Err(error) => {
-                    warn!(%error, "conversation is out of order");
-                    return self.unexpected(phase);
-                }
+            let wait = match turn {
+                Turn::Go(next) => return self.say(next, Phase::RequestHeaders),
+                Turn::Wait(wait) => wait,
             };
-            session = next;
-            self.log.report = session.report();
-            match effect {
-                Effect::LookUp { key, method } => {
-                    looked_up = Stopwatch::start();
-                    let fetched = self.shared.look_up(&key, method, looked_up).await;
-                    self.log.lookup = looked_up.elapsed();
-                    self.log.key = Some(key);
-                    self.log.room = fetched.room;
-                    body = fetched.body;
-                    event = Event::Answer(fetched.answer);
-                }
-                Effect::Join(key) => {
-                    event = Event::Part(match self.shared.groups.join(&key, looked_up) {
-                        Joined::Lead(lead) => {
-                            self.lead = Some(lead);
-                            Part::SentOn
-                        }
-                        Joined::Follow(follow) => {
-                            self.follow = Some(follow);
-                            Part::Follows
-                        }
-                        Joined::Alone => Part::SentOn,
-                    });
-                }
-                Effect::Follow => {
-                    // The stored body is not going to be read.
-                    body = None;
-                    self.log.room = None;
-                    let Some(follow) = self.follow.take() else {
-                        event = Event::Followed { again: false };
-                        continue;
-                    };
-                    match self.extension() {
-                        Some(extension) => {
-                            let wait = Wait::Follow(follow);
-                            self.state = State::Waiting(Box::new(Waiting { session, wait }));
-                            return wire::wait(extension);
-                        }
-                        None => event = Box::pin(self.wait(Wait::Follow(follow))).await,
-                    }
-                }
-                Effect::ClaimRefresh(key) => {
-                    self.claim = self.shared.refreshes.claim(&key);
-                    event = match self.claim {
-                        Some(_) => Event::RefreshClaimed,
-                        None => Event::RefreshTaken,
-                    };
-                }
-                Effect::Refresh(refresh, reply) => {
-                    if let Some(claim) = self.claim.take() {
-                        let part = upstream::Part::Refreshes(claim);
-                        drop(self.shared.fetcher.start(*refresh, part));
-                    }
-                    return self.reply(reply, session, body, phase);
-                }
-                Effect::Fetch(refresh) => {
-                    // The stored body is not going to be read.
-                    body = None;
-                    self.log.room = None;
-                    let claim = self.shared.refreshes.claim(&refresh.key);
-                    let fetch = claim.map(upstream::Part::Refreshes);
-                    let fetch = fetch.and_then(|part| self.shared.fetcher.start(*refresh, part));
-                    match fetch {
-                        None => event = Event::Fetched(Fetched::Nothing),
-                        Some(fetch) => match self.extension() {
-                            Some(extension) => {
-                                let wait = Wait::Fetch(fetch);
-                                self.state = State::Waiting(Box::new(Waiting { session, wait }));
-                                return wire::wait(extension);
-                            }
-                            None => event = Box::pin(self.wait(Wait::Fetch(fetch))).await,
-                        },
-                    }
-                }
-                Effect::Begin(plan) => {
-                    let (is_fresh, alone) = (plan.is_fresh, plan.alone);
-                    match Copying::begin(&self.shared.fills, *plan, self.asked) {
-                        Ok(copying) => {
-                            if !(is_fresh && copying.is_held()) {
-                                self.refuse_followers(alone);
-                            }
-                            self.copying = Some(copying);
-                            event = Event::CopyBegun;
-                        }
-                        Err(reason) => event = Event::CopyLost(reason),
-                    }
-                }
-                Effect::Copy(step) => match self.copy(step) {
-                    Err(reason) if !session.is_done() => event = Event::CopyLost(reason),
-                    step => {
-                        if let Err(reason) = step {
-                            self.log.report.lose_copy(reason);
-                        }
-                        return self.reply(Reply::Continue, session, body, phase);
-                    }
-                },
-                Effect::Finish(reply) => {
-                    let finish = CopyStep::Finish(Bytes::new());
-                    if let Err(reason) = self.copy(finish) {
-                        self.log.report.lose_copy(reason);
-                    }
-                    return self.reply(reply, session, body, phase);
-                }
-                Effect::Freshen(freshened, reply) => {
-                    let fills = self.shared.fills.clone();
-                    let asked = self.asked;
-                    let shown = fills.show_freshened(&freshened, asked);
-                    if let Some(lead) = self.lead.take() {
-                        lead.stored(shown.clone());
-                    }
-                    self.shared.fills.tasks.spawn(async move {
-                        fills.freshen(*freshened, asked).await;
-                        drop(shown);
-                    });
-                    return self.reply(reply, session, body, phase);
-                }
-                Effect::Forget(key, reply) => {
-                    self.forget(key);
-                    return self.reply(reply, session, body, phase);
-                }
-                Effect::Invalidate(sources, reply) => {
-                    self.shared.fills.invalidate(sources);
-                    return self.reply(reply, session, body, phase);
-                }
-                Effect::Reply(reply) => return self.reply(reply, session, body, phase),
-                // The copy of a body was lost on the way; its bytes pass all the same.
-                Effect::Nothing => {
-                    return self.reply(Reply::Continue, session, body, phase);
-                }
+            if wait.is_long
+                && let Some(extension) = self.extension()
+            {
+                self.state = State::Waiting(wait);
+                return convert::wait(extension);
             }
-        }
-    }
-
-    /// Does one step of the copy, if there is one.
-    fn copy(&mut self, step: CopyStep) -> Result<(), AbortReason> {
-        let Some(copying) = &mut self.copying else {
-            return Ok(());
-        };
-        let result = copying.step(&self.shared.fills, step);
-        if let Some(shown) = copying.shown() {
-            if let Some(lead) = self.lead.take() {
-                lead.stored(Some(shown));
+            let done = wait.done().await;
+            match &mut self.exchange {
+                Some(exchange) => turn = exchange.resume(done),
+                None => return self.unexpected(Phase::RequestHeaders),
             }
-        } else if !copying.is_held() {
-            self.refuse_followers(Duration::ZERO);
-        }
-        result
-    }
-
-    /// Lets those go that wait for this request.
-    fn refuse_followers(&mut self, alone: Duration) {
-        if let Some(lead) = self.lead.take() {
-            lead.refused(alone);
         }
     }
 
     /// How long Envoy is asked to wait, where it has not been asked yet.
     fn extension(&mut self) -> Option<Duration> {
-        if self.waiting.is_some() {
+        if std::mem::replace(&mut self.is_extended, true) {
             return None;
         }
-        self.waiting = Some(Stopwatch::start());
-        self.shared.patience.extension
+        self.processor.extension
     }
 
-    fn reply(
-        &mut self,
-        reply: Reply,
-        session: Session,
-        body: Option<BodyStream>,
-        phase: Phase,
-    ) -> Answer {
-        let is_done = session.is_done();
-        let report = session.report();
-        match (&reply, report) {
-            (Reply::Pass(passed), _) => self.refuse_followers(passed.alone),
-            // It is as stale for the others.
-            (Reply::Hit(_), Report::Stale) => self.refuse_followers(Duration::ZERO),
-            (Reply::Hit(_), _) => {
-                if let Some(lead) = self.lead.take() {
-                    lead.stored(None);
-                }
-            }
-            (Reply::Bypass | Reply::Forward(_) | Reply::Mirror(_) | Reply::Continue, _) => {}
+    /// Answers a head.
+    fn say(&mut self, next: Next, phase: Phase) -> EncodedResponse {
+        if let Some(exchange) = &self.exchange {
+            self.log.take(exchange);
+            self.state = if exchange.is_over() {
+                State::Over
+            } else {
+                State::Open
+            };
         }
-        self.state = if is_done {
-            State::Over
-        } else {
-            State::Open(Box::new(session))
-        };
-        let answer = match reply {
-            Reply::Bypass => self.with_outcome(wire::bypass(), report),
-            Reply::Forward(changes) => {
-                self.asked = self.shared.fills.marks.now();
-                if let Some(Followed::Stored(_)) = self.followed {
-                    // It was not for this request.
-                    self.followed = None;
-                }
-                if body.is_some() {
-                    // The stored body is not going to be read.
-                    self.log.room = None;
-                }
-                wire::forward(&changes)
+        let answer = match next {
+            Next::Bypass => self.with_outcome(convert::bypass()),
+            Next::Forward(changes) => convert::forward(&changes),
+            Next::Pass(passed) => self.with_outcome(convert::respond(&passed, false)),
+            Next::Mirror(passed) => self.with_outcome(convert::respond(&passed, true)),
+            Next::Deliver(delivery) => {
+                self.log.set_status(delivery.status);
+                let answer = self.deliver(delivery, phase);
+                self.with_outcome(answer)
             }
-            Reply::Pass(passed) => self.with_outcome(wire::respond(&passed, false), report),
-            Reply::Mirror(passed) => self.with_outcome(wire::respond(&passed, true), report),
-            Reply::Continue => wire::pass(Phase::ResponseBody),
-            Reply::Hit(hit) => {
-                let answer = self.hit(*hit, body, phase);
-                self.with_outcome(answer, report)
-            }
+            Next::AsItCame => return self.unexpected(phase),
         };
-        self.log.answered();
-        if is_done && !matches!(self.state, State::Sending(_)) {
+        if matches!(self.state, State::Over | State::Ended) {
             self.log.end();
         }
         answer
     }
 
     /// Begins a hit. As the answer to a response it must be one message; its body is held then.
-    fn hit(&mut self, hit: Hit, body: Option<BodyStream>, phase: Phase) -> Answer {
+    fn deliver(&mut self, delivery: Delivery, phase: Phase) -> EncodedResponse {
         self.state = State::Ended;
-        self.log.status = Some(hit.status.as_u16());
-        let is_whole =
-            |length| length <= self.shared.immediate_bytes || phase == Phase::ResponseHeaders;
-        let (source, length) = match (&hit.body, body) {
-            (HitBody::Nothing, _) => return wire::immediate(&hit, Vec::new()),
-            (HitBody::Length(length), _) => {
-                return wire::streamed_head(&hit, *length, true);
+        let Delivery {
+            status,
+            headers,
+            body,
+        } = delivery;
+        let is_request = phase == Phase::RequestHeaders;
+        let immediate_cap = self.processor.core.cache().limits().immediate_bytes;
+        let (body, length) = match body {
+            DeliveryBody::Nothing => return convert::immediate(status, &headers, Vec::new()),
+            DeliveryBody::Length(length) => {
+                return convert::streamed_head(status, &headers, length, true);
             }
-            (HitBody::Held(chunks), _) => {
-                let length = chunks.iter().map(|chunk| chunk.len() as u64).sum();
-                self.shared.metrics.served(length);
-                // Without a body Envoy would take the type out of an immediate response.
-                if length == 0 && phase == Phase::RequestHeaders {
-                    return wire::streamed_head(&hit, 0, true);
-                }
-                if is_whole(length) {
-                    return wire::immediate(&hit, chunks.clone());
-                }
-                let source = stream::iter(chunks.clone().into_iter().map(Ok)).boxed();
-                (Pieces::proved(source), length)
+            // Without a body Envoy would take the type out of an immediate response.
+            DeliveryBody::Held { length: 0, .. } if is_request => {
+                return convert::streamed_head(status, &headers, 0, true);
             }
-            (
-                HitBody::Streamed {
-                    first,
-                    length,
-                    proof,
-                },
-                Some(body),
-            ) => {
-                let length = *length;
-                self.shared.metrics.served(length);
-                let pieces = Pieces::part(body, *first, length, *proof);
-                if phase == Phase::RequestHeaders
-                    && let Some(objects) = &self.shared.objects
-                    && length > objects.above_bytes
-                    && let Some(key) = self.log.key.clone()
+            DeliveryBody::Held { chunks, length } if length <= immediate_cap || !is_request => {
+                return convert::immediate(status, &headers, chunks);
+            }
+            DeliveryBody::Held { chunks, length } => match self.held(chunks) {
+                Some(body) => (body, length),
+                None => return self.unexpected(phase),
+            },
+            DeliveryBody::Streamed { body, length } => {
+                if is_request
+                    && let Some(large_hits) = &self.processor.large_hits
+                    && length > large_hits.above_bytes
                 {
-                    let room = self.log.room.take();
                     let offer = Offer {
-                        hit,
+                        status,
+                        headers,
                         length,
-                        pieces,
-                        key,
-                        room,
+                        body,
                     };
-                    return self.hand_over(objects.offer(offer));
+                    return hand_over(large_hits, offer);
                 }
-                (pieces, length)
-            }
-            (HitBody::Streamed { .. }, None) => {
-                unreachable!("a lookup that says streamed brings the stream")
+                (body, length)
             }
         };
-        self.state = State::Sending(Box::new(Sending::new(source)));
-        wire::streamed_head(&hit, length, false)
+        self.state = State::Sending(body);
+        convert::streamed_head(status, &headers, length, false)
     }
 
-    /// Lets Envoy fetch a hit.
-    fn hand_over(&self, ticket: io::Result<HeaderValue>) -> Answer {
-        match ticket {
-            Ok(ticket) => wire::hand_over(&large_hits::TICKET, &ticket),
+    /// A held body that is too large for one message.
+    fn held(&self, chunks: Vec<Bytes>) -> Option<Box<VerifiedBody>> {
+        let key = self.exchange.as_ref()?.key()?.clone();
+        let cache = self.processor.core.cache().clone();
+        Some(Box::new(VerifiedBody::held(cache, key, chunks)))
+    }
+
+    /// Sends the next piece of a hit. An error breaks it off.
+    async fn send(
+        &mut self,
+        mut body: Box<VerifiedBody>,
+    ) -> Option<Result<EncodedResponse, Status>> {
+        match body.next().await {
+            Ok(Some(piece)) => {
+                self.state = State::Sending(body);
+                Some(Ok(convert::streamed_body(piece.bytes, piece.is_last)))
+            }
+            Ok(None) => {
+                self.log.end();
+                None
+            }
             Err(error) => {
-                warn!(%error, "large hit cannot be handed over, request is sent on");
-                wire::bypass()
+                self.log.end();
+                let text = store::Causes(&error).to_string();
+                Some(Err(match error {
+                    store::Error::Corrupt(_) => Status::data_loss(text),
+                    _ => Status::unavailable(text),
+                }))
             }
         }
-    }
-
-    /// Removes an entry in the background.
-    fn forget(&self, key: Key) {
-        let fills = self.shared.fills.clone();
-        self.shared
-            .fills
-            .tasks
-            .spawn(async move { fills.forget(&key).await });
     }
 
     /// Leaves this request to Envoy.
-    fn leave_out(&mut self, reason: BypassReason) -> Answer {
-        self.log.report = Report::Bypass(reason);
-        self.log.answered();
+    fn leave_out(&mut self, reason: BypassReason) -> EncodedResponse {
+        self.log.answered(Report::Bypass(reason));
         self.log.end();
-        self.with_outcome(wire::bypass(), Report::Bypass(reason))
+        self.with_outcome(convert::bypass())
     }
 
     /// Sends on what does not fit: the client must not suffer from it.
-    fn unexpected(&self, phase: Phase) -> Answer {
-        self.shared.metrics.unexpected_message();
-        wire::pass(phase)
+    fn unexpected(&self, phase: Phase) -> EncodedResponse {
+        self.processor.unexpected_messages.inc();
+        convert::pass(phase)
     }
 
-    /// Gets what this request will not, with one of our own, where others wait for it or the policy
-    /// wants it. Otherwise one of those that wait takes its place if it `left`, or all are let go.
-    fn complete(&mut self, session: &Session, left: bool) {
-        let Some(lead) = self.lead.take() else {
-            return;
-        };
-        let is_followed = lead.is_followed();
-        let now = self.shared.clock.now();
-        let wanted = left || is_followed;
-        let completion = wanted.then(|| session.completion(is_followed, now));
-        if let Some(refresh) = completion.flatten() {
-            let part = upstream::Part::Leads(lead);
-            drop(self.shared.fetcher.start(refresh, part));
-        } else if !left {
-            lead.refused(Duration::ZERO);
-        }
-    }
-
-    fn lose_copy(&mut self, reason: AbortReason) {
-        if let Some(copying) = &mut self.copying {
-            copying.abort(reason);
-        }
-        let State::Open(session) = std::mem::replace(&mut self.state, State::Over) else {
-            return;
-        };
-        self.complete(&session, false);
-        if let Ok((session, _)) = session.handle(Event::CopyLost(reason), self.shared.clock.now()) {
-            self.log.report = session.report();
-            self.state = State::Open(Box::new(session));
-        }
-    }
-
-    fn with_outcome(&self, answer: Answer, report: Report) -> Answer {
-        wire::with_outcome(
+    fn with_outcome(&self, answer: EncodedResponse) -> EncodedResponse {
+        let report = self.log.report();
+        convert::with_outcome(
             answer,
-            &self.log.policy,
+            self.log.policy(),
             report.outcome().as_str(),
             report.reason(),
         )
@@ -613,12 +344,23 @@ impl Conversation {
 
 impl Drop for Conversation {
     fn drop(&mut self) {
-        // Its room may be needed for what comes in its place.
-        self.copying = None;
-        if let State::Open(session) = std::mem::replace(&mut self.state, State::Ended) {
-            self.complete(&session, true);
+        if let Some(exchange) = &self.exchange {
+            self.log.take(exchange);
         }
+        // What others wait for ends before the line is written.
+        self.exchange = None;
         self.log.end();
         self.log.write();
+    }
+}
+
+/// Lets Envoy fetch a hit.
+fn hand_over(large_hits: &LargeHits, offer: Offer) -> EncodedResponse {
+    match large_hits.offer(offer) {
+        Ok(ticket) => convert::hand_over(&ticket),
+        Err(error) => {
+            warn!(%error, "large hit cannot be handed over, request is sent on");
+            convert::bypass()
+        }
     }
 }

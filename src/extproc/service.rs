@@ -27,11 +27,11 @@ use tonic::metadata::GRPC_CONTENT_TYPE;
 use tonic::{Status, Streaming};
 use tracing::debug;
 
+use super::Processor;
 use super::codec::request::ProcessingRequest;
-use super::codec::response::Answer;
+use super::codec::response::EncodedResponse;
 use super::conversation::Conversation;
-use super::shared::Shared;
-use super::write_buffer::Gathered;
+use super::write_buffer::WriteBuffer;
 
 /// Streams that one connection of Envoy may have at a time; Envoy opens a connection for each of
 /// its workers, and another when this is reached.
@@ -64,15 +64,19 @@ const RECEIVED_BYTES: usize = 1024;
 /// This is the gRPC service `envoy.service.ext_proc.v3.ExternalProcessor` with tonic's messages and
 /// statuses, but without its server, which copies every image into its message and the message into its
 /// frames, and takes every request through layers that a service with one method does not need.
-pub async fn serve<L: Listener>(mut listener: L, shared: Arc<Shared>, draining: CancellationToken) {
+pub async fn serve<L: Listener>(
+    mut listener: L,
+    processor: Arc<Processor>,
+    draining: CancellationToken,
+) {
     let connections = GracefulShutdown::new();
     loop {
         let (stream, _) = tokio::select! {
             accepted = listener.accept() => accepted,
             () = draining.cancelled() => break,
         };
-        let shared = Arc::clone(&shared);
-        let stream = Gathered::new(stream);
+        let processor = Arc::clone(&processor);
+        let stream = WriteBuffer::new(stream);
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .max_concurrent_streams(STREAMS_PER_CONNECTION)
@@ -87,7 +91,7 @@ pub async fn serve<L: Listener>(mut listener: L, shared: Arc<Shared>, draining: 
             .auto_date_header(false)
             .serve_connection(
                 TokioIo::new(stream.clone()),
-                service_fn(move |request| ready(Ok::<_, Infallible>(answer(&shared, request)))),
+                service_fn(move |request| ready(Ok::<_, Infallible>(answer(&processor, request)))),
             );
         let connection = connections.watch(connection);
         tokio::spawn(async move {
@@ -103,7 +107,7 @@ pub async fn serve<L: Listener>(mut listener: L, shared: Arc<Shared>, draining: 
 /// Lets a connection have its turns, and sends what it has written in each.
 async fn talk<S: AsyncWrite + Unpin>(
     connection: impl Future<Output = hyper::Result<()>>,
-    stream: Gathered<S>,
+    stream: WriteBuffer<S>,
 ) -> Result<(), Box<dyn Error + Send + Sync>> {
     let mut connection = pin!(connection);
     poll_fn(|context| {
@@ -116,7 +120,7 @@ async fn talk<S: AsyncWrite + Unpin>(
     .await
 }
 
-fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<Answers> {
+fn answer(processor: &Arc<Processor>, request: Request<Incoming>) -> Response<Answers> {
     if request.uri().path() != PROCESS {
         return Status::unimplemented(request.uri().path()).into_http();
     }
@@ -126,7 +130,7 @@ fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<Answers>
         .get(POLICY_METADATA)
         .map(|name| String::from_utf8_lossy(name.as_bytes()).into_owned());
     let inbound = Streaming::new_request(Messages, body, None, Some(LARGEST_MESSAGE_BYTES));
-    let conversation = Box::new(Conversation::new(Arc::clone(shared), inbound, policy));
+    let conversation = Box::new(Conversation::new(Arc::clone(processor), inbound, policy));
     let answers = stream::unfold(conversation, async |mut conversation| {
         let answer = conversation.next().await?;
         Some((answer, conversation))
@@ -164,7 +168,7 @@ impl Decoder for Messages {
 #[derive(Default)]
 struct Answers {
     /// `None` after the last.
-    answers: Option<BoxStream<'static, Result<Answer, Status>>>,
+    answers: Option<BoxStream<'static, Result<EncodedResponse, Status>>>,
     /// What is still to be sent of the last one.
     pieces: VecDeque<Bytes>,
 }

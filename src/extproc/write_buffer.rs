@@ -13,9 +13,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// What is gathered at most; then it is sent in the middle of a turn. An image of the usual size has room.
 const GATHERED_BYTES: usize = 64 * 1024;
 
-/// A stream whose writes are gathered until [`Gathered::send`]; clones are the same stream.
+/// A stream whose writes are gathered until [`WriteBuffer::send`]; clones are the same stream.
 #[derive(Debug)]
-pub(super) struct Gathered<S>(Arc<Mutex<Inner<S>>>);
+pub(super) struct WriteBuffer<S>(Arc<Mutex<Inner<S>>>);
 
 #[derive(Debug)]
 struct Inner<S> {
@@ -26,13 +26,13 @@ struct Inner<S> {
     sent: usize,
 }
 
-impl<S> Clone for Gathered<S> {
+impl<S> Clone for WriteBuffer<S> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
     }
 }
 
-impl<S> Gathered<S> {
+impl<S> WriteBuffer<S> {
     pub(super) fn new(stream: S) -> Self {
         Self(Arc::new(Mutex::new(Inner {
             stream,
@@ -46,7 +46,7 @@ impl<S> Gathered<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> Gathered<S> {
+impl<S: AsyncWrite + Unpin> WriteBuffer<S> {
     /// Sends what was gathered. Whoever polls the connection calls this after every turn.
     ///
     /// # Errors
@@ -82,7 +82,7 @@ impl<S: AsyncWrite + Unpin> Inner<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Gathered<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WriteBuffer<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -92,7 +92,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gathered<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WriteBuffer<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -140,7 +140,7 @@ mod tests {
     #[tokio::test]
     async fn writes_go_out_together_and_in_order() {
         let (near, mut far) = duplex(1024);
-        let mut stream = Gathered::new(near);
+        let mut stream = WriteBuffer::new(near);
         stream.write_all(b"a").await.unwrap();
         stream.flush().await.unwrap();
         let slices = [IoSlice::new(b"b"), IoSlice::new(b"c")];
@@ -156,7 +156,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_gathered_is_bounded_and_a_slow_reader_is_waited_for() {
         let (near, mut far) = duplex(1000);
-        let mut stream = Gathered::new(near);
+        let mut stream = WriteBuffer::new(near);
         let sent: Vec<u8> = (0..3 * GATHERED_BYTES).map(|index| index as u8).collect();
         let writing = tokio::spawn({
             let sent = sent.clone();
@@ -177,7 +177,7 @@ mod tests {
     #[tokio::test]
     async fn a_reader_that_is_gone_is_an_error() {
         let (near, far) = duplex(1000);
-        let mut stream = Gathered::new(near);
+        let mut stream = WriteBuffer::new(near);
         drop(far);
         stream.write_all(b"a").await.unwrap();
         assert!(poll_fn(|context| stream.send(context)).await.is_err());

@@ -9,8 +9,6 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 
-use crate::cache::budget::Budget;
-use crate::cache::memory_tier::Memory;
 use crate::telemetry::Metrics;
 
 /// Whether new requests should be sent here; clones share it.
@@ -29,14 +27,11 @@ impl Readiness {
 }
 
 /// The pages. They show nothing that needs to be kept secret, and change nothing.
-pub fn router(metrics: Metrics, budget: Budget, memory: Memory, readiness: Readiness) -> Router {
+pub fn router(metrics: Metrics, readiness: Readiness) -> Router {
     Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(readyz).with_state(readiness))
-        .route(
-            "/metrics",
-            get(scrape).with_state((metrics, budget, memory)),
-        )
+        .route("/metrics", get(scrape).with_state(metrics))
 }
 
 async fn readyz(State(readiness): State<Readiness>) -> impl IntoResponse {
@@ -47,11 +42,7 @@ async fn readyz(State(readiness): State<Readiness>) -> impl IntoResponse {
     }
 }
 
-async fn scrape(
-    State((metrics, budget, memory)): State<(Metrics, Budget, Memory)>,
-) -> impl IntoResponse {
-    metrics.set_memory(memory.usage());
-    metrics.set_reserved_bytes(budget.reserved_bytes());
+async fn scrape(State(metrics): State<Metrics>) -> impl IntoResponse {
     (
         [(
             header::CONTENT_TYPE,

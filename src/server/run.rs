@@ -10,45 +10,21 @@ use std::time::Duration;
 use axum::serve::ListenerExt as _;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use super::Error;
 use super::admin::{self, Readiness};
 use super::listen::{Incoming, listen_hint};
-use crate::cache::budget::Budget;
-use crate::cache::collapse::Groups;
-use crate::cache::fill::{Fills, Pace};
-use crate::cache::in_flight::InFlight;
-use crate::cache::invalidations::{Bounds, Marks};
-use crate::cache::memory_tier::Memory;
-use crate::cache::refreshes::Refreshes;
+use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{Config, EnvoyLimits, StoreConfig};
-use crate::extproc::{self, Patience, Routes, Shared};
-use crate::large_hits::{self, Objects};
-use crate::store::{
-    self, BreakerState, LocalConfig, LocalStore, MemoryStore, Metered, Observe, OpResult,
-    Operation, S3Config, S3Store, Store,
-};
-use crate::store::{Limited, WriteLimit};
+use crate::exchange::Core;
+use crate::extproc::{self, Processor, Routes};
+use crate::large_hits::{self, LargeHits};
+use crate::store::{self, LocalConfig, LocalStore, MemoryStore, S3Config, S3Store, Store};
 use crate::telemetry::Metrics;
-use crate::upstream::Fetcher;
-
-/// The store's share of a lookup's time. Were it all, the lookup could be over a moment before the
-/// store's own deadline, and what was given up does not count against the store.
-const STORE_SHARE: f64 = 0.95;
-
-/// Writes to the store at a time, large bodies aside: as many as idle connections to it are kept.
-const WRITES: usize = 64;
-
-/// Writes that may wait for their turn; there is room in a budget of 64 MiB for so many copies.
-const WAITING_WRITES: usize = 4096;
-
-/// Comparisons of the memory tier with the store that may be under way at a time.
-const RECHECKS: usize = 16;
+use crate::upstream::Upstreams;
 
 /// Runs until SIGTERM or SIGINT.
 ///
@@ -58,85 +34,22 @@ pub async fn run(config: Config) -> Result<(), Error> {
     let stop = stop_signal()?;
     let metrics = Metrics::new();
     let clock = Clock::system();
-    let limits = config.limits;
-    let store: Arc<dyn Store> = Arc::new(Metered::new(
-        open_store(&config.store, &clock).await?,
-        store::Limits {
-            lookup: limits.lookup_timeout.mul_f64(STORE_SHARE),
-            write: limits.write_timeout,
-            failures: limits.breaker_failures,
-            open: limits.breaker_wait,
-        },
-        Arc::new(StoreMetrics(metrics.clone())),
-    ));
-    let write_limit = WriteLimit {
-        concurrent: WRITES,
-        waiting: WAITING_WRITES,
-        patience: limits.write_timeout,
+    let store = open_store(&config.store, &clock).await?;
+    let largest_bytes = match &config.objects {
+        Some(objects) => objects.cap,
+        None => config.limits.stream_cap,
     };
-    let store: Arc<dyn Store> = Arc::new(Limited::new(store, write_limit));
-    let budget = Budget::new(limits.budget);
-    let tasks = TaskTracker::new();
-    let bounds = Bounds {
-        count: limits.invalidations,
-        patience: limits.invalidation_time,
-        // It passes, waits for its turn, and is written.
-        fill: limits.fill_deadline + 2 * limits.write_timeout,
-    };
-    let marks = Marks::new(Arc::clone(&store), clock.clone(), tasks.clone(), bounds);
-    let memory = Memory::new(
-        config.memory.max_bytes,
-        limits.immediate_bytes,
-        config.memory.recheck,
-        marks.clone(),
+    let cache = Cache::open(
+        config.limits,
+        config.memory,
+        largest_bytes,
+        store,
+        clock.clone(),
+        &metrics,
     );
-    let fills = Fills {
-        marks,
-        memory: memory.clone(),
-        store: Arc::clone(&store),
-        budget: budget.clone(),
-        in_flight: InFlight::default(),
-        metrics: metrics.clone(),
-        held_bytes: limits.held_bytes,
-        pace: Pace {
-            deadline: limits.fill_deadline,
-            bytes_per_second: limits.fill_rate,
-            grace: limits.fill_grace,
-        },
-        tasks: tasks.clone(),
-    };
-    let upstreams = config
-        .policies
-        .iter()
-        .filter_map(|policy| Some(policy.upstream.as_ref()?.endpoint.clone()));
-    let fetcher = Fetcher::new(upstreams, limits.fetches, fills.clone(), clock.clone()).map_err(
-        |source| Error::System {
-            what: "requests to the policies' upstreams cannot be made",
-            source,
-        },
-    )?;
-    let objects = config.objects.as_ref();
-    let objects = objects.map(|objects| Objects::new(objects.above, fills.clone()));
-    let shared = Arc::new(Shared {
-        routes: Routes::new(config.policies, config.routes, config.default_policy),
-        store: Arc::clone(&store),
-        budget: budget.clone(),
-        fills,
-        fetcher,
-        rechecks: Arc::new(Semaphore::new(RECHECKS)),
-        refreshes: Refreshes::default(),
-        groups: Groups::new(limits.released_followers),
-        metrics: metrics.clone(),
-        clock,
-        lookup_deadline: limits.lookup_timeout,
-        patience: patience(&config.envoy, limits.lookup_timeout),
-        immediate_bytes: limits.immediate_bytes,
-        largest_bytes: match &config.objects {
-            Some(objects) => objects.cap,
-            None => limits.stream_cap,
-        },
-        objects: objects.clone(),
-    });
+    let large_hits = config.objects.as_ref();
+    let large_hits = large_hits.map(|objects| LargeHits::new(objects.above));
+    let processor = processor(&config, &cache, clock, large_hits.clone(), &metrics)?;
 
     let admin = TcpListener::bind(config.admin)
         .await
@@ -152,9 +65,9 @@ pub async fn run(config: Config) -> Result<(), Error> {
     };
 
     let readiness = Readiness::default();
-    let pages = admin::router(metrics, budget, memory, readiness.clone());
+    let pages = admin::router(metrics, readiness.clone());
     let admin = tokio::spawn(async move { axum::serve(admin, pages).await });
-    if let Err(error) = store.check().await {
+    if let Err(error) = cache.check().await {
         // It may come later; until then everything is forwarded.
         warn!(error = %store::Causes(&error), "store does not answer yet, requests are forwarded");
     }
@@ -162,11 +75,11 @@ pub async fn run(config: Config) -> Result<(), Error> {
     info!(listen = %incoming.address(), admin = %config.admin, "ready");
 
     let draining = CancellationToken::new();
-    let serving = tokio::spawn(serve(shared, incoming, draining.clone()));
-    if let (Some(objects), Some(incoming)) = (objects, fetched) {
+    let serving = tokio::spawn(serve(processor, incoming, draining.clone()));
+    if let (Some(large_hits), Some(incoming)) = (large_hits, fetched) {
         let draining = draining.clone();
-        tasks.spawn(async move {
-            if let Err(error) = serve_objects(objects, incoming, draining).await {
+        cache.tasks().spawn(async move {
+            if let Err(error) = serve_large_hits(large_hits, incoming, draining).await {
                 warn!(%error, "large hits cannot be fetched any more");
             }
         });
@@ -175,10 +88,10 @@ pub async fn run(config: Config) -> Result<(), Error> {
     readiness.set(false);
     info!(deadline = ?config.drain, "stopping: no new streams, waiting for those that are open");
     draining.cancel();
-    tasks.close();
+    cache.tasks().close();
     let ended = async {
         let served = serving.await;
-        tasks.wait().await;
+        cache.tasks().wait().await;
         served
     };
     match tokio::time::timeout(config.drain, ended).await {
@@ -190,43 +103,83 @@ pub async fn run(config: Config) -> Result<(), Error> {
     Ok(())
 }
 
-/// How long a request may wait beside its lookups, of which there may be one before and one after.
-fn patience(envoy: &EnvoyLimits, lookup: Duration) -> Patience {
-    let longest = envoy.max_message_timeout;
-    if longest.is_zero() {
-        return Patience {
-            extension: None,
-            wait: envoy
-                .message_timeout
-                .mul_f64(0.7)
-                .saturating_sub(2 * lookup),
-        };
-    }
-    Patience {
-        extension: Some(longest),
-        wait: longest.mul_f64(0.9).saturating_sub(lookup),
+fn processor(
+    config: &Config,
+    cache: &Cache,
+    clock: Clock,
+    large_hits: Option<LargeHits>,
+    metrics: &Metrics,
+) -> Result<Arc<Processor>, Error> {
+    let endpoints = config
+        .policies
+        .iter()
+        .filter_map(|policy| Some(policy.upstream.as_ref()?.endpoint.clone()));
+    let upstreams =
+        Upstreams::new(endpoints, config.limits.fetches).map_err(|source| Error::System {
+            what: "requests to the policies' upstreams cannot be made",
+            source,
+        })?;
+    let waits = WaitLimits::of(&config.envoy, config.limits.lookup_timeout);
+    let core = Core::new(cache.clone(), upstreams, clock, waits.patience, metrics);
+    let routes = Routes::new(
+        config.policies.iter().cloned(),
+        config.routes.clone(),
+        config.default_policy.clone(),
+    );
+    Ok(Arc::new(Processor::new(
+        Arc::new(core),
+        routes,
+        large_hits,
+        waits.extension,
+        metrics,
+    )))
+}
+
+/// How long a request may wait for something else than its lookups.
+struct WaitLimits {
+    /// What Envoy is asked for, once; `None` where it would refuse.
+    extension: Option<Duration>,
+    /// How long we wait then.
+    patience: Duration,
+}
+
+impl WaitLimits {
+    /// All lookups of a request together take at most `lookup`.
+    fn of(envoy: &EnvoyLimits, lookup: Duration) -> Self {
+        let longest = envoy.max_message_timeout;
+        if longest.is_zero() {
+            let message = envoy.message_timeout.mul_f64(0.7);
+            return Self {
+                extension: None,
+                patience: message.saturating_sub(lookup),
+            };
+        }
+        Self {
+            extension: Some(longest),
+            patience: longest.mul_f64(0.9).saturating_sub(lookup),
+        }
     }
 }
 
-async fn serve(shared: Arc<Shared>, incoming: Incoming, draining: CancellationToken) {
+async fn serve(processor: Arc<Processor>, incoming: Incoming, draining: CancellationToken) {
     match incoming {
         Incoming::Tcp(listener, _) => {
             let listener = listener.tap_io(|stream| {
                 // Without it an answer may wait for Envoy to acknowledge the one before.
                 let _ = stream.set_nodelay(true);
             });
-            extproc::serve(listener, shared, draining).await;
+            extproc::serve(listener, processor, draining).await;
         }
-        Incoming::Unix(listener, _file) => extproc::serve(listener, shared, draining).await,
+        Incoming::Unix(listener, _file) => extproc::serve(listener, processor, draining).await,
     }
 }
 
-async fn serve_objects(
-    objects: Objects,
+async fn serve_large_hits(
+    large_hits: LargeHits,
     incoming: Incoming,
     draining: CancellationToken,
 ) -> io::Result<()> {
-    let router = large_hits::router(objects);
+    let router = large_hits::router(large_hits);
     let draining = draining.cancelled_owned();
     match incoming {
         Incoming::Tcp(listener, _) => {
@@ -281,32 +234,4 @@ fn stop_signal() -> Result<impl Future<Output = ()>, Error> {
             _ = interrupt.recv() => {}
         }
     })
-}
-
-/// Operations of the store as metrics, and changes of its breaker as log lines.
-#[derive(Debug)]
-struct StoreMetrics(Metrics);
-
-impl Observe for StoreMetrics {
-    fn operation(&self, operation: Operation, result: OpResult, took: std::time::Duration) {
-        self.0
-            .store_operation(operation.as_str(), result.as_str(), took);
-    }
-
-    fn breaker(&self, state: BreakerState) {
-        let (value, is_good) = match state {
-            BreakerState::Closed => (0, true),
-            BreakerState::HalfOpen => (1, true),
-            BreakerState::Open => (2, false),
-        };
-        self.0.set_store_breaker(value);
-        if is_good {
-            info!(state = state.as_str(), "circuit breaker of the store");
-        } else {
-            warn!(
-                state = state.as_str(),
-                "circuit breaker of the store: requests are forwarded"
-            );
-        }
-    }
 }

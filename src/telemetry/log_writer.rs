@@ -19,7 +19,7 @@ const GATHERED_BYTES: usize = 64 * 1024;
 
 /// Gathers lines. Clones share what is gathered.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Lines {
+pub(super) struct LogWriter {
     gathering: Arc<Gathering>,
 }
 
@@ -33,9 +33,9 @@ struct Gathering {
 /// Writes out what is left when it is dropped.
 #[derive(Debug)]
 #[must_use = "lines that are still kept are lost without it"]
-pub struct Flush(Lines);
+pub struct Flush(LogWriter);
 
-impl Lines {
+impl LogWriter {
     /// Writes out, from now on, what is gathered.
     ///
     /// # Errors
@@ -90,7 +90,7 @@ pub(super) struct Line<'a> {
     is_urgent: bool,
 }
 
-impl<'a> MakeWriter<'a> for Lines {
+impl<'a> MakeWriter<'a> for LogWriter {
     type Writer = Line<'a>;
 
     fn make_writer(&'a self) -> Line<'a> {

@@ -9,7 +9,7 @@ use crate::store::MemoryStore;
 
 const MIB: u64 = 1 << 20;
 
-fn marks() -> Marks {
+fn invalidations() -> Invalidations {
     let bounds = Bounds {
         count: 10,
         patience: Duration::from_secs(60),
@@ -17,11 +17,17 @@ fn marks() -> Marks {
     };
     let store = Arc::new(MemoryStore::new(MIB));
     let clock = Clock::manual(Timestamp::from_unix(1));
-    Marks::new(store, clock, TaskTracker::new(), bounds)
+    Invalidations::new(store, clock, TaskTracker::new(), bounds)
 }
 
-fn memory(max_bytes: u64) -> Memory {
-    Memory::new(max_bytes, MIB, Duration::from_secs(60), marks())
+fn memory(max_bytes: u64) -> MemoryTier {
+    MemoryTier::new(
+        max_bytes,
+        MIB,
+        Duration::from_secs(60),
+        invalidations(),
+        &Metrics::new(),
+    )
 }
 
 fn key(number: u64) -> Key {
@@ -46,12 +52,12 @@ fn record(key: &Key, body: &[Bytes]) -> Arc<Record> {
     })
 }
 
-fn put(memory: &Memory, number: u64, length: usize) {
+fn put(memory: &MemoryTier, number: u64, length: usize) {
     let (key, body) = (key(number), body(length));
-    memory.put(&key, record(&key, &body), &body, Moment::default());
+    memory.put(&key, record(&key, &body), &body, InvalidationSeq::default());
 }
 
-fn has(memory: &Memory, number: u64) -> bool {
+fn has(memory: &MemoryTier, number: u64) -> bool {
     memory.get(&key(number)).is_some()
 }
 
@@ -71,14 +77,20 @@ fn what_was_read_late_does_not_take_the_place_of_a_later_response() {
     let (key, old, new) = (key(1), body(10), body(20));
     let mut later = Record::clone(&record(&key, &new));
     later.response_time = Timestamp::from_unix(2);
-    memory.put(&key, Arc::new(later), &new, Moment::default());
-    memory.put(&key, record(&key, &old), &old, Moment::default());
+    memory.put(&key, Arc::new(later), &new, InvalidationSeq::default());
+    memory.put(&key, record(&key, &old), &old, InvalidationSeq::default());
     assert_eq!(memory.get(&key).unwrap().entry.body, new[0]);
 }
 
 #[test]
 fn what_goes_out_in_pieces_is_not_kept() {
-    let memory = Memory::new(64 * MIB, 1000, Duration::from_secs(60), marks());
+    let memory = MemoryTier::new(
+        64 * MIB,
+        1000,
+        Duration::from_secs(60),
+        invalidations(),
+        &Metrics::new(),
+    );
     put(&memory, 1, 1001);
     put(&memory, 2, 1000);
     assert!(!has(&memory, 1) && has(&memory, 2));
@@ -111,7 +123,7 @@ fn one_off_images_do_not_push_out_what_is_asked_for_again() {
 
 #[test]
 fn an_entry_is_compared_with_the_store_by_one_caller_at_a_time() {
-    let due = Memory::new(MIB, MIB, Duration::ZERO, marks());
+    let due = MemoryTier::new(MIB, MIB, Duration::ZERO, invalidations(), &Metrics::new());
     put(&due, 1, 10);
     assert!(due.get(&key(1)).unwrap().is_due);
     let memory = memory(MIB);
@@ -141,28 +153,34 @@ fn a_new_record_needs_the_same_body() {
         record.initial_age = 7;
         record
     };
-    memory.freshen(&key(1), fresh(11), Moment::default());
+    memory.freshen(&key(1), fresh(11), InvalidationSeq::default());
     assert_eq!(memory.get(&key(1)).unwrap().entry.record.initial_age, 0);
-    memory.freshen(&key(1), fresh(10), Moment::default());
+    memory.freshen(&key(1), fresh(10), InvalidationSeq::default());
     assert_eq!(memory.get(&key(1)).unwrap().entry.record.initial_age, 7);
-    memory.freshen(&key(2), fresh(10), Moment::default());
+    memory.freshen(&key(2), fresh(10), InvalidationSeq::default());
     assert!(!has(&memory, 2));
 }
 
 #[tokio::test]
 async fn what_was_asked_for_before_it_was_invalidated_is_not_kept() {
-    let marks = marks();
-    let memory = Memory::new(MIB, MIB, Duration::from_secs(60), marks.clone());
-    let asked = marks.now();
+    let invalidations = invalidations();
+    let memory = MemoryTier::new(
+        MIB,
+        MIB,
+        Duration::from_secs(60),
+        invalidations.clone(),
+        &Metrics::new(),
+    );
+    let asked = invalidations.now();
     put(&memory, 1, 10);
     let source = key(1).source().clone();
-    marks.set(vec![source.clone()]);
+    invalidations.set(vec![source.clone()]);
     memory.remove_source(&source);
     assert!(!has(&memory, 1));
     let body = body(10);
     memory.put(&key(1), record(&key(1), &body), &body, asked);
     assert!(!has(&memory, 1));
-    memory.put(&key(1), record(&key(1), &body), &body, marks.now());
+    memory.put(&key(1), record(&key(1), &body), &body, invalidations.now());
     assert!(has(&memory, 1));
 }
 

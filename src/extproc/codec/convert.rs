@@ -18,10 +18,11 @@ use envoy_types::pb::google::protobuf::Duration as DurationPb;
 use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
-use super::request::{HttpHeaders, Part, ProcessingRequest, Struct};
-use super::response::Answer;
+use super::request::{HttpHeaders, MessagePart, ProcessingRequest, Struct};
+use super::response::EncodedResponse;
+use crate::config::TICKET;
 use crate::policy::{Forward, Provenance, RequestHead, ResponseHead};
-use crate::session::{Hit, Passed};
+use crate::session::Passed;
 
 use pb::ProcessingResponse;
 
@@ -79,6 +80,8 @@ pub(crate) enum Message {
     Response(Option<ResponseHead>),
     /// Bytes of the response.
     ResponseBody { bytes: Bytes, is_end: bool },
+    /// The response has trailer fields, after its bytes.
+    ResponseTrailers,
     /// A message that our modes never ask for.
     Other(Phase),
 }
@@ -92,6 +95,19 @@ pub(crate) enum Phase {
     ResponseHeaders,
     ResponseBody,
     ResponseTrailers,
+}
+
+impl Message {
+    /// Which message of Envoy's it is.
+    pub(crate) fn phase(&self) -> Phase {
+        match self {
+            Self::Request(..) => Phase::RequestHeaders,
+            Self::Response(_) => Phase::ResponseHeaders,
+            Self::ResponseBody { .. } => Phase::ResponseBody,
+            Self::ResponseTrailers => Phase::ResponseTrailers,
+            Self::Other(phase) => *phase,
+        }
+    }
 }
 
 /// What a route says about itself.
@@ -111,7 +127,7 @@ pub(crate) fn read(message: ProcessingRequest) -> Option<Message> {
         .and_then(|attributes| attributes.values)
         .unwrap_or_default();
     Some(match message.request? {
-        Part::RequestHeaders(headers) => {
+        MessagePart::RequestHeaders(headers) => {
             let peer = attributes.text("source.address").and_then(address);
             let text = |name| attributes.text(name).map(str::to_owned);
             let route = RouteAttributes {
@@ -120,19 +136,21 @@ pub(crate) fn read(message: ProcessingRequest) -> Option<Message> {
             };
             Message::Request(request_head(headers, peer), route)
         }
-        Part::ResponseHeaders(headers) => Message::Response(response_head(headers, &attributes)),
-        Part::ResponseBody(body) => Message::ResponseBody {
+        MessagePart::ResponseHeaders(headers) => {
+            Message::Response(response_head(headers, &attributes))
+        }
+        MessagePart::ResponseBody(body) => Message::ResponseBody {
             bytes: body.body,
             is_end: body.end_of_stream,
         },
-        Part::RequestBody(_) => Message::Other(Phase::RequestBody),
-        Part::RequestTrailers(_) => Message::Other(Phase::RequestTrailers),
-        Part::ResponseTrailers(_) => Message::Other(Phase::ResponseTrailers),
+        MessagePart::RequestBody(_) => Message::Other(Phase::RequestBody),
+        MessagePart::RequestTrailers(_) => Message::Other(Phase::RequestTrailers),
+        MessagePart::ResponseTrailers(_) => Message::ResponseTrailers,
     })
 }
 
 /// Sends the message on as it is.
-pub(crate) fn pass(phase: Phase) -> Answer {
+pub(crate) fn pass(phase: Phase) -> EncodedResponse {
     let headers = pb::HeadersResponse::default();
     let body = pb::BodyResponse::default();
     let trailers = pb::TrailersResponse::default();
@@ -147,9 +165,9 @@ pub(crate) fn pass(phase: Phase) -> Answer {
 }
 
 /// Sends the request on as it is, and asks for nothing more of this exchange.
-pub(crate) fn bypass() -> Answer {
+pub(crate) fn bypass() -> EncodedResponse {
     let response = Response::RequestHeaders(pb::HeadersResponse::default());
-    Answer::new(&ProcessingResponse {
+    EncodedResponse::new(&ProcessingResponse {
         mode_override: Some(mode(HeaderSendMode::Skip, BodySendMode::None)),
         ..message(response)
     })
@@ -157,16 +175,16 @@ pub(crate) fn bypass() -> Answer {
 
 /// Sends the request on with this header by the route that it selects then, and asks for nothing more of
 /// this exchange.
-pub(crate) fn hand_over(name: &HeaderName, value: &HeaderValue) -> Answer {
+pub(crate) fn hand_over(ticket: &HeaderValue) -> EncodedResponse {
     let mutation = pb::HeaderMutation {
         set_headers: vec![header_option(
-            name.as_str(),
-            value.as_bytes().to_vec(),
+            TICKET.as_str(),
+            ticket.as_bytes().to_vec(),
             HeaderAppendAction::OverwriteIfExistsOrAdd,
         )],
         remove_headers: Vec::new(),
     };
-    Answer::new(&ProcessingResponse {
+    EncodedResponse::new(&ProcessingResponse {
         mode_override: Some(mode(HeaderSendMode::Skip, BodySendMode::None)),
         ..message(Response::RequestHeaders(pb::HeadersResponse {
             response: Some(pb::CommonResponse {
@@ -179,7 +197,7 @@ pub(crate) fn hand_over(name: &HeaderName, value: &HeaderValue) -> Answer {
 }
 
 /// Sends the request on with these changes, and asks for the response's head.
-pub(crate) fn forward(changes: &Forward) -> Answer {
+pub(crate) fn forward(changes: &Forward) -> EncodedResponse {
     let mutation = pb::HeaderMutation {
         set_headers: changes
             .set
@@ -209,8 +227,8 @@ pub(crate) fn forward(changes: &Forward) -> Answer {
 }
 
 /// Asks for as much time for the answer to this message. Works once for a message.
-pub(crate) fn wait(time: Duration) -> Answer {
-    Answer::new(&ProcessingResponse {
+pub(crate) fn wait(time: Duration) -> EncodedResponse {
+    EncodedResponse::new(&ProcessingResponse {
         override_message_timeout: Some(DurationPb {
             seconds: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
             // Below a billion.
@@ -221,10 +239,10 @@ pub(crate) fn wait(time: Duration) -> Answer {
 }
 
 /// Sends the response on, changed; its body is shown if `wants_body`.
-pub(crate) fn respond(passed: &Passed, wants_body: bool) -> Answer {
+pub(crate) fn respond(passed: &Passed, wants_body: bool) -> EncodedResponse {
     let mutation = pb::HeaderMutation {
         set_headers: [
-            ("cache-status", Some(&passed.status)),
+            ("cache-status", Some(&passed.cache_status)),
             ("via", passed.via.as_ref()),
         ]
         .into_iter()
@@ -243,13 +261,17 @@ pub(crate) fn respond(passed: &Passed, wants_body: bool) -> Answer {
             .into_iter()
             .collect(),
     };
-    let body = if wants_body {
-        BodySendMode::Streamed
+    let mode = if wants_body {
+        ProcessingMode {
+            // Without them a response that has trailers would never seem to end.
+            response_trailer_mode: HeaderSendMode::Send.into(),
+            ..mode(HeaderSendMode::Default, BodySendMode::Streamed)
+        }
     } else {
-        BodySendMode::None
+        mode(HeaderSendMode::Default, BodySendMode::None)
     };
-    Answer::new(&ProcessingResponse {
-        mode_override: Some(mode(HeaderSendMode::Default, body)),
+    EncodedResponse::new(&ProcessingResponse {
+        mode_override: Some(mode),
         ..message(Response::ResponseHeaders(pb::HeadersResponse {
             response: Some(pb::CommonResponse {
                 header_mutation: Some(mutation),
@@ -260,20 +282,24 @@ pub(crate) fn respond(passed: &Passed, wants_body: bool) -> Answer {
 }
 
 /// A whole answer in one message. Envoy sets `content-length`.
-pub(crate) fn immediate(hit: &Hit, chunks: Vec<Bytes>) -> Answer {
-    let mut answer = Answer::immediate(chunks);
+pub(crate) fn immediate(
+    status: StatusCode,
+    headers: &HeaderMap,
+    chunks: Vec<Bytes>,
+) -> EncodedResponse {
+    let mut answer = EncodedResponse::immediate(chunks);
     answer
         .fields()
         .nested(field::IMMEDIATE_RESPONSE, |response| {
-            response.nested(field::immediate_response::STATUS, |status| {
-                status.number(field::CODE, u64::from(hit.status.as_u16()));
+            response.nested(field::immediate_response::STATUS, |message| {
+                message.number(field::CODE, u64::from(status.as_u16()));
             });
             response.nested(field::immediate_response::HEADERS, |mutation| {
-                for name in hit.headers.keys() {
+                for name in headers.keys() {
                     mutation.nested(field::SET_HEADERS, |option| {
                         option.nested(field::HEADER, |header| {
                             header.bytes(field::KEY, name.as_str().as_bytes());
-                            header.joined(field::RAW_VALUE, values(&hit.headers, name));
+                            header.joined(field::RAW_VALUE, values(headers, name));
                         });
                         let action = HeaderAppendAction::OverwriteIfExistsOrAdd;
                         option.number(field::APPEND_ACTION, action as u64);
@@ -286,16 +312,21 @@ pub(crate) fn immediate(hit: &Hit, chunks: Vec<Bytes>) -> Answer {
 }
 
 /// The first message of a streamed answer of `length` bytes, the only one if `is_end`.
-pub(crate) fn streamed_head(hit: &Hit, length: u64, is_end: bool) -> Answer {
+pub(crate) fn streamed_head(
+    status: StatusCode,
+    headers: &HeaderMap,
+    length: u64,
+    is_end: bool,
+) -> EncodedResponse {
     let own = [
-        (":status", hit.status.as_str().as_bytes().to_vec()),
+        (":status", status.as_str().as_bytes().to_vec()),
         (CONTENT_LENGTH.as_str(), length.to_string().into_bytes()),
     ];
     let headers = own
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value))
-        .chain(hit.headers.keys().map(|name| {
-            let values: Vec<_> = values(&hit.headers, name).collect();
+        .chain(headers.keys().map(|name| {
+            let values: Vec<_> = values(headers, name).collect();
             (name.as_str().to_owned(), values.join(&b", "[..]))
         }))
         .map(|(key, raw_value)| core::HeaderValue {
@@ -304,7 +335,7 @@ pub(crate) fn streamed_head(hit: &Hit, length: u64, is_end: bool) -> Answer {
             ..core::HeaderValue::default()
         })
         .collect();
-    Answer::new(&streamed(Streamed::HeadersResponse(pb::HttpHeaders {
+    EncodedResponse::new(&streamed(Streamed::HeadersResponse(pb::HttpHeaders {
         headers: Some(core::HeaderMap { headers }),
         end_of_stream: is_end,
         ..pb::HttpHeaders::default()
@@ -312,21 +343,21 @@ pub(crate) fn streamed_head(hit: &Hit, length: u64, is_end: bool) -> Answer {
 }
 
 /// The next bytes of a streamed answer.
-pub(crate) fn streamed_body(bytes: Bytes, is_end: bool) -> Answer {
+pub(crate) fn streamed_body(bytes: Bytes, is_end: bool) -> EncodedResponse {
     let response = streamed(Streamed::BodyResponse(pb::StreamedBodyResponse {
         end_of_stream: is_end,
         ..pb::StreamedBodyResponse::default()
     }));
-    Answer::streamed(&response, bytes)
+    EncodedResponse::streamed(&response, bytes)
 }
 
 /// Adds our words to the request's dynamic metadata, for access logs.
 pub(crate) fn with_outcome(
-    mut answer: Answer,
+    mut answer: EncodedResponse,
     policy: &Arc<str>,
     outcome: &str,
     reason: &str,
-) -> Answer {
+) -> EncodedResponse {
     answer.fields().nested(field::DYNAMIC_METADATA, |metadata| {
         metadata.nested(field::FIELDS, |entry| {
             entry.bytes(field::KEY, NAMESPACE.as_bytes());
@@ -351,8 +382,8 @@ pub(crate) fn with_outcome(
     answer
 }
 
-fn response(response: Response) -> Answer {
-    Answer::new(&message(response))
+fn response(response: Response) -> EncodedResponse {
+    EncodedResponse::new(&message(response))
 }
 
 fn message(response: Response) -> ProcessingResponse {
@@ -548,22 +579,18 @@ mod tests {
     }
 
     /// What Envoy reads.
-    fn sent(answer: Answer) -> ProcessingResponse {
+    fn sent(answer: EncodedResponse) -> ProcessingResponse {
         let sent = answer.into_pieces().unwrap().into_iter().flatten();
         let sent: Vec<u8> = sent.skip(5).collect();
         ProcessingResponse::decode(&*sent).unwrap()
     }
 
-    fn hit() -> Hit {
+    fn headers() -> HeaderMap {
         let mut headers = HeaderMap::new();
         headers.append("link", HeaderValue::from_static("<a>"));
         headers.append("link", HeaderValue::from_static("<b>"));
         headers.append("age", HeaderValue::from_static("7"));
-        Hit {
-            status: StatusCode::PARTIAL_CONTENT,
-            headers,
-            body: crate::session::HitBody::Nothing,
-        }
+        headers
     }
 
     /// Repeated fields are joined because Envoy keeps the last.
@@ -584,10 +611,19 @@ mod tests {
             grpc_status: None,
             details: "afterimage_hit".to_owned(),
         };
-        let read = sent(immediate(&hit(), vec![Bytes::from_static(b"image")]));
+        let read = sent(immediate(
+            StatusCode::PARTIAL_CONTENT,
+            &headers(),
+            vec![Bytes::from_static(b"image")],
+        ));
         assert_eq!(read, message(Response::ImmediateResponse(meant)));
 
-        let read = sent(streamed_head(&hit(), 5, false));
+        let read = sent(streamed_head(
+            StatusCode::PARTIAL_CONTENT,
+            &headers(),
+            5,
+            false,
+        ));
         let Some(Response::StreamedImmediateResponse(read)) = read.response else {
             panic!("{read:?}")
         };

@@ -15,8 +15,8 @@ const BODY_KEYS: [u8; 2] = [4 << 3 | 2, 5 << 3 | 2];
 /// `envoy.service.ext_proc.v3.ProcessingRequest`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct ProcessingRequest {
-    #[prost(oneof = "Part", tags = "2, 3, 4, 5, 6, 7")]
-    pub(crate) request: Option<Part>,
+    #[prost(oneof = "MessagePart", tags = "2, 3, 4, 5, 6, 7")]
+    pub(crate) request: Option<MessagePart>,
     /// A map.
     #[prost(message, repeated, tag = "9")]
     pub(crate) attributes: Vec<Attributes>,
@@ -24,7 +24,7 @@ pub(crate) struct ProcessingRequest {
 
 /// Which part of the exchange a message is about.
 #[derive(Clone, PartialEq, prost::Oneof)]
-pub(crate) enum Part {
+pub(crate) enum MessagePart {
     #[prost(message, tag = "2")]
     RequestHeaders(HttpHeaders),
     #[prost(message, tag = "3")]
@@ -239,24 +239,27 @@ mod tests {
         let pairs = [
             (
                 PbRequest::RequestHeaders(sent_headers.clone()),
-                Part::RequestHeaders(headers.clone()),
+                MessagePart::RequestHeaders(headers.clone()),
             ),
             (
                 PbRequest::ResponseHeaders(sent_headers),
-                Part::ResponseHeaders(headers),
+                MessagePart::ResponseHeaders(headers),
             ),
             (
                 PbRequest::RequestBody(sent_body.clone()),
-                Part::RequestBody(body.clone()),
+                MessagePart::RequestBody(body.clone()),
             ),
-            (PbRequest::ResponseBody(sent_body), Part::ResponseBody(body)),
+            (
+                PbRequest::ResponseBody(sent_body),
+                MessagePart::ResponseBody(body),
+            ),
             (
                 PbRequest::RequestTrailers(trailers.clone()),
-                Part::RequestTrailers(Unread {}),
+                MessagePart::RequestTrailers(Unread {}),
             ),
             (
                 PbRequest::ResponseTrailers(trailers),
-                Part::ResponseTrailers(Unread {}),
+                MessagePart::ResponseTrailers(Unread {}),
             ),
         ];
         for (sent, expected) in pairs {
@@ -288,18 +291,22 @@ mod tests {
             end_of_stream: false,
         };
         let parts = [
-            (Part::RequestHeaders(head.clone()), false),
-            (Part::ResponseHeaders(head), false),
-            (Part::RequestBody(body.clone()), true),
-            (Part::ResponseBody(body), true),
+            (MessagePart::RequestHeaders(head.clone()), false),
+            (MessagePart::ResponseHeaders(head), false),
+            (MessagePart::RequestBody(body.clone()), true),
+            (MessagePart::ResponseBody(body), true),
         ];
         for (part, stays) in parts {
             let buffer = Bytes::from(request(part).encode_to_vec());
             let read = ProcessingRequest::read(&mut buffer.clone()).unwrap();
             let bytes = match read.request.unwrap() {
-                Part::RequestHeaders(head) | Part::ResponseHeaders(head) => head.headers,
-                Part::RequestBody(body) | Part::ResponseBody(body) => body.body,
-                Part::RequestTrailers(_) | Part::ResponseTrailers(_) => panic!("no trailers"),
+                MessagePart::RequestHeaders(head) | MessagePart::ResponseHeaders(head) => {
+                    head.headers
+                }
+                MessagePart::RequestBody(body) | MessagePart::ResponseBody(body) => body.body,
+                MessagePart::RequestTrailers(_) | MessagePart::ResponseTrailers(_) => {
+                    panic!("no trailers")
+                }
             };
             assert_eq!(buffer.as_ptr_range().contains(&bytes.as_ptr()), stays);
         }

@@ -24,7 +24,7 @@ const MESSAGE_BYTES: usize = 1000;
 
 /// A message to Envoy, encoded but for its image.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct EncodedResponse {
     /// Room for the prefix, then fields of `ProcessingResponse`.
     fields: Vec<u8>,
     image: Option<Image>,
@@ -38,7 +38,7 @@ struct Image {
     chunks: Vec<Bytes>,
 }
 
-impl Answer {
+impl EncodedResponse {
     fn with_room(room: usize, image: Option<Image>) -> Self {
         let mut fields = Vec::with_capacity(PREFIX_BYTES + room);
         fields.resize(PREFIX_BYTES, 0);
@@ -212,7 +212,7 @@ mod tests {
     }
 
     /// What Envoy reads.
-    fn read(answer: Answer) -> ProcessingResponse {
+    fn read(answer: EncodedResponse) -> ProcessingResponse {
         let sent = answer.into_pieces().unwrap().into_iter().flatten();
         let sent: Vec<u8> = sent.collect();
         let (prefix, message) = sent.split_at(PREFIX_BYTES);
@@ -230,11 +230,11 @@ mod tests {
             for size in [1000, 16_384, usize::MAX] {
                 let chunks = image.chunks(size.min(length.max(1)));
                 let chunks = chunks.map(Bytes::copy_from_slice).collect();
-                let mut answer = Answer::immediate(chunks);
+                let mut answer = EncodedResponse::immediate(chunks);
                 answer.fields().nested(7, |fields| fields.bytes(5, b"here"));
                 assert_eq!(read(answer), immediate(image.clone()));
             }
-            let answer = Answer::streamed(&streamed(Vec::new()), image.clone().into());
+            let answer = EncodedResponse::streamed(&streamed(Vec::new()), image.clone().into());
             assert_eq!(read(answer), streamed(image));
         }
     }
@@ -243,7 +243,7 @@ mod tests {
     fn nested_messages_of_any_length_are_read() {
         for length in [0, 127, 128, 16_383, 16_384, 2_097_152] {
             let text = "x".repeat(length);
-            let mut answer = Answer::new(&ProcessingResponse::default());
+            let mut answer = EncodedResponse::new(&ProcessingResponse::default());
             answer.fields().nested(7, |fields| {
                 fields.nested(1, |fields| fields.number(1, 404));
                 fields.bytes(5, text.as_bytes());
@@ -269,7 +269,7 @@ mod tests {
     #[test]
     fn only_the_first_frame_of_an_image_is_copied() {
         let image = Bytes::from(vec![7; 3 * FRAME_BYTES]);
-        let answer = Answer::immediate(vec![image.clone()]);
+        let answer = EncodedResponse::immediate(vec![image.clone()]);
         let pieces = answer.into_pieces().unwrap();
         assert_eq!(pieces[0].len(), FRAME_BYTES);
         let copied = image.len() - pieces[1].len();
