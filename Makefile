@@ -85,7 +85,7 @@ advisories: ## known vulnerabilities of dependencies; needs a network, for the l
 docs: ## the book, into target/docs; fails on a broken link
 	@tests/tools.sh docs
 	@"$$(tests/tools.sh path docs)" docs/links.py
-	@"$$(tests/tools.sh path docs)" -m sphinx --builder html --fail-on-warning --keep-going --quiet \
+	@"$$(tests/tools.sh path docs)" -m sphinx --builder html --fresh-env --fail-on-warning --keep-going --quiet \
 		--doctree-dir target/docs-doctrees docs target/docs
 	@"$$(tests/tools.sh path docs)" docs/links.py --built target/docs
 	@echo "open target/docs/index.html"
