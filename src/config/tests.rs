@@ -159,8 +159,8 @@ fn yaml_that_cannot_be_read_says_where() {
 
 /// A field that is not in the README is one that nobody finds.
 #[test]
-fn the_readme_has_every_field() {
-    let readme = include_str!("../../README.md");
+fn the_reference_has_every_field() {
+    let readme = include_str!("../../docs/configuration.md");
     let places = [
         ("{x: 1}", ""),
         ("{admin: {x: 1}}", "admin."),
