@@ -22,7 +22,7 @@ use http::HeaderValue;
 use http::header::CONTENT_LENGTH;
 
 use crate::cache::VerifiedBody;
-use crate::config::TICKET;
+pub use crate::config::TICKET;
 
 /// How long a ticket is good. The proxy asks at once.
 const LASTS: Duration = Duration::from_secs(30);

@@ -11,7 +11,6 @@ use tracing::warn;
 
 use super::Cache;
 use super::budget::Reservation;
-use super::lookup::FoundStream;
 use crate::entry::{BodyChecksum, BodyProof, Key};
 use crate::store::{self, BodyStream, Error};
 use crate::telemetry::Metrics;
@@ -56,6 +55,18 @@ pub struct VerifiedBody {
     waiting_bytes: usize,
     has_ended: bool,
     _reservation: Option<Reservation>,
+}
+
+/// A body that is still in the store.
+pub struct FoundStream {
+    pub(super) body: BodyStream,
+    pub(super) reservation: Reservation,
+}
+
+impl fmt::Debug for FoundStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FoundStream").finish_non_exhaustive()
+    }
 }
 
 /// Some bytes, not none.

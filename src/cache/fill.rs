@@ -1,8 +1,8 @@
 //! The copy of a response on its way to the store.
 //!
-//! A [`ResponseCopy`] takes chunks as they pass, and never makes the stream wait: when there is no room, or
+//! A [`Fill`] takes chunks as they pass, and never makes the stream wait: when there is no room, or
 //! the store is slower than the upstream, the copy is given up. Bodies up to a cap are held and
-//! become one put when they are whole; larger ones go to the store while they pass. Dropping an open copy
+//! become one put when they are whole; larger ones go to the store while they pass. Dropping an open fill
 //! leaves nothing behind. A finished one belongs to a task of its own, which the end of the stream does not
 //! touch.
 
@@ -23,11 +23,9 @@ use tracing::warn;
 use super::budget::Reservation;
 use super::in_flight::{Held, Published, Publisher};
 use super::{Cache, InvalidationSeq};
-use crate::clock::Stopwatch;
-use crate::config::Limits;
 use crate::entry::{BodyChecksum, BodyProof, Identity, Key, Record};
 use crate::policy::Storable;
-use crate::session::{AbortReason, CopyStep, FillPlan, Freshened, StoredBody, VaryIndex};
+use crate::session::{AbortReason, FillPlan, VaryIndex};
 use crate::store;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::GaugeGuard;
@@ -81,7 +79,7 @@ impl FillMetrics {
         self.stored_bytes.inc_by(bytes);
     }
 
-    fn aborted(&self, reason: AbortReason) {
+    pub(super) fn aborted(&self, reason: AbortReason) {
         self.count("aborted", reason.as_str());
     }
 
@@ -91,185 +89,28 @@ impl FillMetrics {
     }
 }
 
-/// The copy of one response, from before its begin to its end.
-#[derive(Debug)]
-pub enum ResponseCopy {
-    /// There is none: not yet, not any more, or never.
-    None,
-    /// Its bytes are coming.
-    Open(Box<OpenCopy>),
-    /// It was handed over.
-    Finished(FinishedCopy),
-}
-
-/// A copy whose bytes are coming. Dropping it counts it as cut.
-#[derive(Debug)]
-pub struct OpenCopy {
-    cache: Cache,
-    since: Stopwatch,
-    received: u64,
-    /// `None` only while a step is under way, and at its end.
-    fill: Option<Fill>,
-}
-
 /// A copy that was handed over.
 #[derive(Debug)]
 pub struct FinishedCopy {
     /// Commits it, and tells whether that went well.
-    commit: JoinHandle<Result<(), AbortReason>>,
+    pub(super) commit: JoinHandle<Result<(), AbortReason>>,
     /// Keeps it visible to lookups; `None` for one that is not held.
-    published: Option<Arc<Published>>,
-}
-
-impl ResponseCopy {
-    /// Does the next step, if the copy is open.
-    ///
-    /// # Errors
-    /// Why the copy is gone, other than by [`CopyStep::Abort`].
-    pub fn step(&mut self, step: CopyStep) -> Result<(), AbortReason> {
-        let Self::Open(open) = self else {
-            return Ok(());
-        };
-        match open.step(step) {
-            Ok(Stepped::Open) => Ok(()),
-            Ok(Stepped::Finished(finished)) => {
-                *self = Self::Finished(finished);
-                Ok(())
-            }
-            Ok(Stepped::Aborted) => {
-                *self = Self::None;
-                Ok(())
-            }
-            Err(reason) => {
-                *self = Self::None;
-                Err(reason)
-            }
-        }
-    }
-
-    /// How long an open copy may go on with what has come of it, and what it is then; `None` without
-    /// one.
-    pub fn time_left(&self) -> Option<(Duration, AbortReason)> {
-        let Self::Open(open) = self else {
-            return None;
-        };
-        Some(open.time_left())
-    }
-
-    /// Gives up an open copy.
-    pub fn abort(&mut self, reason: AbortReason) {
-        if let Self::Open(open) = self {
-            open.abort(reason);
-            *self = Self::None;
-        }
-    }
-
-    /// Whether its bytes are coming.
-    pub fn is_open(&self) -> bool {
-        matches!(self, Self::Open(_))
-    }
-
-    /// Whether the copy is open and held in memory, so that others can be served from it as soon as it is
-    /// whole.
-    pub fn is_held(&self) -> bool {
-        let Self::Open(open) = self else {
-            return false;
-        };
-        let fill = open.fill.as_ref();
-        fill.is_some_and(|fill| matches!(fill.buffering, Buffering::Held(_)))
-    }
-
-    /// Keeps a finished copy visible to lookups; `None` before it is finished, and for one that is not held.
-    pub fn published(&self) -> Option<Arc<Published>> {
-        match self {
-            Self::Finished(finished) => finished.published.clone(),
-            Self::None | Self::Open(_) => None,
-        }
-    }
-
-    /// Waits until a finished copy is committed, and tells whether it is.
-    pub async fn committed(self) -> bool {
-        match self {
-            // The task only ends early with the runtime.
-            Self::Finished(finished) => matches!(finished.commit.await, Ok(Ok(()))),
-            Self::None | Self::Open(_) => false,
-        }
-    }
-}
-
-/// What a step has made of an open copy.
-enum Stepped {
-    Open,
-    Finished(FinishedCopy),
-    Aborted,
-}
-
-impl OpenCopy {
-    fn step(&mut self, step: CopyStep) -> Result<Stepped, AbortReason> {
-        let Some(fill) = self.fill.take() else {
-            return Ok(Stepped::Aborted);
-        };
-        let stepped = match step {
-            CopyStep::Append(bytes) => {
-                self.received += bytes.len() as u64;
-                self.cache.append(fill, bytes).map(|fill| {
-                    self.fill = Some(fill);
-                    Stepped::Open
-                })
-            }
-            CopyStep::Finish(bytes) => self
-                .cache
-                .append(fill, bytes)
-                .map(|fill| Stepped::Finished(self.cache.finish(fill))),
-            CopyStep::Abort(reason) => {
-                self.cache.0.fill_metrics.aborted(reason);
-                Ok(Stepped::Aborted)
-            }
-        };
-        stepped.inspect_err(|&reason| self.cache.0.fill_metrics.aborted(reason))
-    }
-
-    fn time_left(&self) -> (Duration, AbortReason) {
-        let Limits {
-            fill_deadline,
-            fill_rate,
-            fill_grace,
-            ..
-        } = self.cache.0.limits;
-        let longest = (fill_deadline, AbortReason::Deadline);
-        let (limit, reason) = match self.received.checked_div(fill_rate) {
-            None => longest,
-            Some(seconds) => {
-                let slowest = fill_grace + Duration::from_secs(seconds);
-                if slowest < fill_deadline {
-                    (slowest, AbortReason::Slow)
-                } else {
-                    longest
-                }
-            }
-        };
-        (limit.saturating_sub(self.since.elapsed()), reason)
-    }
-
-    fn abort(&mut self, reason: AbortReason) {
-        if self.fill.take().is_some() {
-            self.cache.0.fill_metrics.aborted(reason);
-        }
-    }
-}
-
-impl Drop for OpenCopy {
-    fn drop(&mut self) {
-        self.abort(AbortReason::Cut);
-    }
+    pub(super) published: Option<Arc<Published>>,
 }
 
 /// One fill.
 #[derive(Debug)]
-struct Fill {
+pub(super) struct Fill {
     plan: Arc<Plan>,
     buffering: Buffering,
     open: Arc<Open>,
+}
+
+impl Fill {
+    /// Whether its bytes are held in memory.
+    pub(super) fn is_held(&self) -> bool {
+        matches!(self.buffering, Buffering::Held(_))
+    }
 }
 
 /// What is stored, and whether it still may be.
@@ -278,6 +119,7 @@ struct Plan {
     key: Key,
     storable: Storable,
     vary_index: Option<VaryIndex>,
+    hit_for_miss: Duration,
     /// When the response was asked for.
     asked: InvalidationSeq,
 }
@@ -320,37 +162,23 @@ enum WriteCommand {
 }
 
 impl Cache {
-    /// Begins the copy of a response that was asked for at this moment.
-    ///
-    /// # Errors
-    /// [`AbortReason::Invalidated`] when that was too early, [`AbortReason::Budget`] when there is no room for it,
-    /// [`AbortReason::RecordTooLarge`] when its headers are more than is kept.
-    pub fn begin(
+    /// Begins a fill.
+    pub(super) fn begin_fill(
         &self,
         plan: FillPlan,
         asked: InvalidationSeq,
-    ) -> Result<ResponseCopy, AbortReason> {
-        let fill = self
-            .begin_fill(plan, asked)
-            .inspect_err(|&reason| self.0.fill_metrics.aborted(reason))?;
-        Ok(ResponseCopy::Open(Box::new(OpenCopy {
-            cache: self.clone(),
-            since: Stopwatch::start(),
-            received: 0,
-            fill: Some(fill),
-        })))
-    }
-
-    fn begin_fill(&self, plan: FillPlan, asked: InvalidationSeq) -> Result<Fill, AbortReason> {
+    ) -> Result<Fill, AbortReason> {
         let FillPlan {
             key,
             storable,
             vary_index,
+            hit_for_miss,
         } = plan;
         let plan = Plan {
             key,
             storable,
             vary_index,
+            hit_for_miss,
             asked,
         };
         if !Record::surely_fits(&plan.storable.headers) {
@@ -359,6 +187,9 @@ impl Cache {
         }
         let plan = Arc::new(plan);
         self.is_valid(&plan)?;
+        if self.0.refusals.holds_for(&plan.key) {
+            return Err(AbortReason::Refused);
+        }
         let open = Arc::new(Open {
             _counted: GaugeGuard::of(&self.0.fill_metrics.open),
             _reservation: self.reserve(COPY_BYTES)?,
@@ -385,7 +216,7 @@ impl Cache {
     }
 
     /// Takes the next bytes. With an error the fill is gone.
-    fn append(&self, fill: Fill, chunk: Bytes) -> Result<Fill, AbortReason> {
+    pub(super) fn append(&self, fill: Fill, chunk: Bytes) -> Result<Fill, AbortReason> {
         if chunk.is_empty() {
             return Ok(fill);
         }
@@ -428,7 +259,7 @@ impl Cache {
 
     /// Hands a whole, verified copy over to a task that commits it. From here on lookups of this
     /// process see a held one.
-    fn finish(&self, fill: Fill) -> FinishedCopy {
+    pub(super) fn finish(&self, fill: Fill) -> FinishedCopy {
         let cache = self.clone();
         match fill.buffering {
             Buffering::Held(held) => {
@@ -505,7 +336,8 @@ impl Cache {
         publisher.publish(Arc::clone(&held));
         client_first.await;
         let put = self.0.store.put(&plan.key, &held.record, &held.chunks);
-        put.await.map_err(|error| not_committed(plan, &error))?;
+        put.await
+            .map_err(|error| self.not_committed(plan, &error))?;
         let record = Arc::clone(&held.record);
         self.0
             .memory
@@ -535,7 +367,7 @@ impl Cache {
         plan: &Plan,
         mut queue: mpsc::Receiver<WriteCommand>,
     ) -> Result<(), AbortReason> {
-        let failed = |error: store::Error| not_committed(plan, &error);
+        let failed = |error: store::Error| self.not_committed(plan, &error);
         let draft = record(plan, BodyProof::of(&[]));
         let mut writer = self
             .0
@@ -598,61 +430,13 @@ impl Cache {
         Ok(())
     }
 
-    /// Makes an entry visible with the record that the upstream has confirmed when it was asked at this moment,
-    /// until [`Cache::freshen`] has written it; `None` where its body is not held, or has no room.
-    pub fn publish_freshened(
-        &self,
-        freshened: &Freshened,
-        asked: InvalidationSeq,
-    ) -> Option<Arc<Published>> {
-        let StoredBody::Held(chunks) = &freshened.body else {
-            return None;
-        };
-        let reservation = self.reserve(freshened.record.body.content_length).ok()?;
-        let (slot, publisher) = self.0.in_flight.announce(&freshened.key);
-        publisher.publish(Arc::new(Held {
-            record: Arc::new(freshened.record.clone()),
-            chunks: chunks.clone(),
-            asked,
-        }));
-        Some(Published::new(vec![slot], reservation))
-    }
-
-    /// Gives an entry the record that the upstream has confirmed when it was asked at this moment, and tells whether
-    /// it has it now.
-    pub async fn freshen(&self, freshened: Freshened, asked: InvalidationSeq) -> bool {
-        let Freshened { key, record, body } = freshened;
-        // Whoever shows it has room for it.
-        drop(body);
-        if self.0.invalidations.hides(key.source(), asked) {
-            return false;
+    fn not_committed(&self, plan: &Plan, error: &store::Error) -> AbortReason {
+        if let store::Error::TooLarge(_) | store::Error::Denied(_) = error {
+            self.0.refusals.add(&plan.key, plan.hit_for_miss);
         }
-        match self.0.store.replace_record(&key, &record).await {
-            Ok(true) => self.0.memory.freshen(&key, record, asked),
-            Ok(false) => {
-                self.0.memory.remove(&key);
-                return false;
-            }
-            Err(error) => {
-                warn!(key = %key.object_name(), error = %store::Causes(&error), "entry was not freshened");
-                return false;
-            }
-        }
-        // An invalidation may have come meanwhile, and its deletion before the record.
-        if self.0.invalidations.hides(key.source(), asked) {
-            self.forget(&key).await;
-            return false;
-        }
-        true
-    }
-
-    /// Removes an entry that may not be used any more.
-    pub async fn forget(&self, key: &Key) {
-        self.0.memory.remove(key);
-        if let Err(error) = self.0.store.delete(key).await {
-            warn!(key = %key.object_name(), error = %store::Causes(&error), "entry was not removed");
-        }
-        self.0.in_flight.detach_readers(key);
+        let (key, error) = (plan.key.object_name(), store::Causes(error));
+        warn!(key, %error, "fill was not committed");
+        AbortReason::Store
     }
 
     fn is_valid(&self, plan: &Plan) -> Result<(), AbortReason> {
@@ -662,18 +446,12 @@ impl Cache {
         Ok(())
     }
 
-    fn reserve(&self, bytes: u64) -> Result<Reservation, AbortReason> {
+    pub(super) fn reserve(&self, bytes: u64) -> Result<Reservation, AbortReason> {
         self.0
             .budget
             .try_reserve(bytes)
             .map_err(|_| AbortReason::Budget)
     }
-}
-
-fn not_committed(plan: &Plan, error: &store::Error) -> AbortReason {
-    let (key, error) = (plan.key.object_name(), store::Causes(error));
-    warn!(key, %error, "fill was not committed");
-    AbortReason::Store
 }
 
 /// Never waits: the stream must not.

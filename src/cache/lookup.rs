@@ -10,8 +10,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use tracing::{debug, warn};
 
-use super::body_reader::STREAM_BYTES;
-use super::budget::Reservation;
+use super::body_reader::{FoundStream, STREAM_BYTES};
 use super::in_flight::{Read, Turn, Whole};
 use super::memory_tier::Kept;
 use super::{Cache, InvalidationSeq};
@@ -19,7 +18,7 @@ use crate::clock::Stopwatch;
 use crate::entry::{Key, Record};
 use crate::policy::{LookupMethod, MissReason};
 use crate::session::{LookupAnswer, StoredBody};
-use crate::store::{self, BodyStream};
+use crate::store;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::ResultLabel;
 
@@ -30,18 +29,6 @@ pub struct LookupResult {
     pub answer: LookupAnswer,
     /// Its body, where it is still in the store.
     pub stream: Option<FoundStream>,
-}
-
-/// A body that is still in the store.
-pub struct FoundStream {
-    pub(super) body: BodyStream,
-    pub(super) reservation: Reservation,
-}
-
-impl std::fmt::Debug for FoundStream {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("FoundStream").finish_non_exhaustive()
-    }
 }
 
 /// What is counted of lookups.

@@ -9,11 +9,14 @@ mod body_reader;
 mod budget;
 mod collapse;
 mod fill;
+mod freshen;
 mod in_flight;
 mod invalidations;
 mod lookup;
 mod memory_tier;
 mod refreshes;
+mod refusals;
+mod response_copy;
 mod store_metrics;
 
 use std::sync::Arc;
@@ -22,19 +25,20 @@ use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use self::body_reader::BodyMetrics;
-pub use self::body_reader::{BodyPiece, VerifiedBody};
+pub use self::body_reader::{BodyPiece, FoundStream, VerifiedBody};
 use self::budget::Budget;
 pub use self::collapse::{Follow, Followed, Groups, Joined, Lead};
 use self::fill::FillMetrics;
-pub use self::fill::ResponseCopy;
 use self::in_flight::InFlight;
 pub use self::in_flight::Published;
 pub use self::invalidations::InvalidationSeq;
 use self::invalidations::{Bounds, Invalidations};
 use self::lookup::LookupMetrics;
-pub use self::lookup::{FoundStream, LookupResult};
+pub use self::lookup::LookupResult;
 use self::memory_tier::MemoryTier;
 pub use self::refreshes::{Claim, Refreshes};
+use self::refusals::Refusals;
+pub use self::response_copy::ResponseCopy;
 use self::store_metrics::StoreMetrics;
 use crate::clock::Clock;
 use crate::config::{Limits, MemoryConfig};
@@ -69,6 +73,7 @@ struct Parts {
     invalidations: Invalidations,
     groups: Groups,
     refreshes: Refreshes,
+    refusals: Refusals,
     /// Comparisons of what memory has with the store that may be under way.
     rechecks: Arc<Semaphore>,
     tasks: TaskTracker,
@@ -128,6 +133,7 @@ impl Cache {
             invalidations,
             groups: Groups::new(limits.released_followers),
             refreshes: Refreshes::default(),
+            refusals: Refusals::new(),
             rechecks: Arc::new(Semaphore::new(RECHECKS)),
             tasks,
             limits,

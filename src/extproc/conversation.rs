@@ -13,7 +13,7 @@ use super::codec::request::ProcessingRequest;
 use super::codec::response::EncodedResponse;
 use crate::cache::VerifiedBody;
 use crate::exchange::{Delivery, DeliveryBody, Exchange, Log, Next, Turn, Wait};
-use crate::large_hits::{LargeHits, Offer};
+use crate::large_hits::{LargeHits, Offer, TICKET};
 use crate::policy::{BypassReason, RequestHead};
 use crate::session::Report;
 use crate::store;
@@ -357,7 +357,7 @@ impl Drop for Conversation {
 /// Lets Envoy fetch a hit.
 fn hand_over(large_hits: &LargeHits, offer: Offer) -> EncodedResponse {
     match large_hits.offer(offer) {
-        Ok(ticket) => convert::hand_over(&ticket),
+        Ok(ticket) => convert::hand_over(&TICKET, &ticket),
         Err(error) => {
             warn!(%error, "large hit cannot be handed over, request is sent on");
             convert::bypass()

@@ -1,5 +1,7 @@
 //! The words of fills: what is stored, how its copy goes on, and why it ends.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use crate::entry::{Key, Record};
@@ -14,6 +16,8 @@ pub struct FillPlan {
     pub storable: Storable,
     /// What is stored beside it, once it is stored.
     pub vary_index: Option<VaryIndex>,
+    /// How long the entry is not filled again after the store has refused it.
+    pub hit_for_miss: Duration,
 }
 
 /// The record without a body under the primary key of responses that vary by more than that.
@@ -79,6 +83,8 @@ pub enum AbortReason {
     Slow,
     /// The store could not take the body, or not as fast as it came.
     Store,
+    /// The store refused the entry a short while ago, for want of room or of permission.
+    Refused,
     /// The record was too large to be stored.
     RecordTooLarge,
     /// The entry was invalidated meanwhile.
@@ -98,6 +104,7 @@ impl AbortReason {
             Self::Deadline => "deadline",
             Self::Slow => "slow",
             Self::Store => "store",
+            Self::Refused => "refused",
             Self::RecordTooLarge => "record_too_large",
             Self::Invalidated => "invalidated",
         }
@@ -105,9 +112,13 @@ impl AbortReason {
 
     /// Whether the next response for the same request would most likely end the same way, so that
     /// nobody should wait for it.
-    pub fn lies_in_the_response(self) -> bool {
+    pub fn is_lasting(self) -> bool {
         match self {
-            Self::NotDeclaredImage | Self::Trailers | Self::TooLarge | Self::RecordTooLarge => true,
+            Self::NotDeclaredImage
+            | Self::Trailers
+            | Self::TooLarge
+            | Self::Refused
+            | Self::RecordTooLarge => true,
             Self::Cut
             | Self::Length
             | Self::Budget

@@ -10,14 +10,8 @@ use super::effect::{Effect, Passed, Reply};
 use super::fill::{AbortReason, CopyStep};
 use super::keyed_request::KeyedRequest;
 use super::report::{Copied, Report, Verdict};
+use super::step::{Done, Step, done};
 use crate::policy::{Content, MAGIC_BYTES, MissReason};
-
-/// What follows from an event: the next state, and what to do.
-pub type Step = (Session, Effect);
-
-pub(super) fn done(report: Report, verdict: Verdict, effect: Effect) -> Step {
-    (Session::Done(Done { report, verdict }), effect)
-}
 
 /// The response may be stored; the shell was asked for a copy.
 #[derive(Debug)]
@@ -137,7 +131,7 @@ impl Filling {
     }
 
     fn verdict_of(&self, reason: AbortReason) -> Verdict {
-        if reason.lies_in_the_response() {
+        if reason.is_lasting() {
             Verdict::NotWorthWaiting(self.hit_for_miss)
         } else {
             Verdict::NOTHING
@@ -222,11 +216,4 @@ impl Draining {
         };
         (next, Effect::Nothing)
     }
-}
-
-/// The last reply was given, and nothing more is to come.
-#[derive(Debug, Clone, Copy)]
-pub struct Done {
-    pub(super) report: Report,
-    pub(super) verdict: Verdict,
 }

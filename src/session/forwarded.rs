@@ -8,9 +8,10 @@ use http::StatusCode;
 use super::Session;
 use super::effect::{Effect, Passed, Reply};
 use super::fill::{FillPlan, Freshened, StoredBody};
-use super::filling::{Beginning, Filling, Step, done};
+use super::filling::{Beginning, Filling};
 use super::keyed_request::{KeyedRequest, Stored, cache_status};
 use super::report::{Copied, Report, Staleness, Verdict};
+use super::step::{Step, done};
 use crate::clock::Timestamp;
 use crate::entry::Record;
 use crate::policy::{
@@ -237,6 +238,7 @@ impl Forwarded {
             key,
             storable,
             vary_index,
+            hit_for_miss: request.policy.store.hit_for_miss,
         };
         Ok((plan, is_fresh))
     }

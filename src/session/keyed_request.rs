@@ -7,8 +7,8 @@ use http::HeaderValue;
 
 use super::effect::{Effect, Hit, HitBody, Reply};
 use super::fill::{StoredBody, VaryIndex};
-use super::filling::{Step, done};
 use super::report::{Report, Verdict};
+use super::step::{Step, done};
 use crate::clock::Timestamp;
 use crate::entry::{Key, Record, Variants};
 use crate::policy::{

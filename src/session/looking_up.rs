@@ -6,10 +6,10 @@ use super::Session;
 use super::effect::{Effect, Refresh};
 use super::event::{CollapseRole, FetchOutcome, LookupAnswer};
 use super::fill::StoredBody;
-use super::filling::{Step, done};
 use super::forwarded::{Forwarded, Role, Watching};
 use super::keyed_request::{Following, KeyedRequest, Selected, Stored};
 use super::report::{Copied, Report, Staleness, Verdict};
+use super::step::{Step, done};
 use crate::clock::Timestamp;
 use crate::entry::{Record, Variants};
 use crate::policy::{

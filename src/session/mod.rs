@@ -40,18 +40,20 @@ mod forwarded;
 mod keyed_request;
 mod looking_up;
 mod report;
+mod step;
 
 use std::sync::Arc;
 
 pub use self::effect::{Effect, Hit, HitBody, Passed, Refresh, Reply};
 pub use self::event::{CollapseRole, Event, FetchOutcome, LookupAnswer};
 pub use self::fill::{AbortReason, CopyStep, FillPlan, Freshened, StoredBody, VaryIndex};
-pub use self::filling::Step;
-use self::filling::{Beginning, Done, Draining, Filling, Finishing, done};
+use self::filling::{Beginning, Draining, Filling, Finishing};
 use self::forwarded::{Forwarded, Watching};
 use self::keyed_request::KeyedRequest;
 use self::looking_up::{AwaitingFetch, Claiming, FollowingAnother, Joining, LookingUp, Start};
 pub use self::report::{Copied, Report, Staleness, Verdict};
+pub use self::step::Step;
+use self::step::{Done, done};
 use crate::clock::Timestamp;
 use crate::policy::{BypassReason, Policy};
 

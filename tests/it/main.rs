@@ -8,6 +8,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+// Which folder of the code uses which.
+mod architecture;
 // The bucket of a Garage as somebody else sees it.
 mod bucket;
 // Entries spread over several buckets.
@@ -26,6 +28,8 @@ mod garage;
 mod geo;
 // The test harness itself.
 mod harness;
+// What is not worth waiting for, and words that are true.
+mod in_vain;
 // Hits of every size and shape.
 mod hits;
 // The rules of HTTP caching: conditions, ranges, validation, stale answers.

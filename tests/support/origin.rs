@@ -72,6 +72,8 @@ pub(crate) enum Framing {
     WrongLength(usize),
     /// `Transfer-Encoding: chunked`.
     Chunked,
+    /// The same, with a trailer field at the end.
+    Trailers,
     /// By closing the connection.
     Close,
 }
@@ -184,6 +186,7 @@ impl Script {
             Framing::Length => format!("content-length: {}\r\n", self.body.len()),
             Framing::WrongLength(length) => format!("content-length: {length}\r\n"),
             Framing::Chunked => "transfer-encoding: chunked\r\n".into(),
+            Framing::Trailers => "transfer-encoding: chunked\r\ntrailer: x-checksum\r\n".into(),
             Framing::Close => "connection: close\r\n".into(),
         };
         head + &framing + "\r\n"
@@ -441,13 +444,18 @@ async fn write_response(stream: &mut TcpStream, script: &Script, is_head: bool) 
             stream.write_all(b"0\r\n\r\n").await?;
             true
         }
+        Framing::Trailers => {
+            stream.write_all(b"0\r\nx-checksum: 7\r\n\r\n").await?;
+            true
+        }
         Framing::Close => false,
     })
 }
 
 async fn write_piece(stream: &mut TcpStream, framing: Framing, piece: &[u8]) -> Result<()> {
     // An empty chunk would be the last one.
-    if framing == Framing::Chunked && !piece.is_empty() {
+    let is_chunked = matches!(framing, Framing::Chunked | Framing::Trailers);
+    if is_chunked && !piece.is_empty() {
         let size = format!("{:x}\r\n", piece.len());
         stream.write_all(size.as_bytes()).await?;
         stream.write_all(piece).await?;

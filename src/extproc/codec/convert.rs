@@ -20,7 +20,6 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
 use super::request::{HttpHeaders, MessagePart, ProcessingRequest, Struct};
 use super::response::EncodedResponse;
-use crate::config::TICKET;
 use crate::policy::{Forward, Provenance, RequestHead, ResponseHead};
 use crate::session::Passed;
 
@@ -175,10 +174,10 @@ pub(crate) fn bypass() -> EncodedResponse {
 
 /// Sends the request on with this header by the route that it selects then, and asks for nothing more of
 /// this exchange.
-pub(crate) fn hand_over(ticket: &HeaderValue) -> EncodedResponse {
+pub(crate) fn hand_over(name: &HeaderName, ticket: &HeaderValue) -> EncodedResponse {
     let mutation = pb::HeaderMutation {
         set_headers: vec![header_option(
-            TICKET.as_str(),
+            name.as_str(),
             ticket.as_bytes().to_vec(),
             HeaderAppendAction::OverwriteIfExistsOrAdd,
         )],
