@@ -188,6 +188,13 @@ impl InFlight {
         self.lock().reads.retain(|key, _| key.source() != source);
     }
 
+    /// Whether no fill is whole and no lookup reads.
+    #[cfg(test)]
+    pub(super) fn is_idle(&self) -> bool {
+        let table = self.lock();
+        table.fills.is_empty() && table.reads.is_empty()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Keys> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,13 +1,13 @@
 //! What was invalidated a short while ago (RFC 9111 section 4.4).
 //!
-//! Deleting entries takes time, and a response that the upstream made before may still be on its way
-//! into the store. A invalidation on a source hides all that: from [`Invalidations::set`] on, lookups do not see what
+//! The deletion of entries takes time, and a response that the upstream made before may still be on its way
+//! into the store. An invalidation of a source hides all that: from [`Invalidations::set`] on, lookups do not see what
 //! was stored up to then, and fills that began before are given up. The deletion itself runs in the
-//! background, and is tried again until it succeeds or the invalidation's time is over. A invalidation stays until no
+//! background, and is tried again until it succeeds or the invalidation's time is over. An invalidation stays until no
 //! fill that began before it can be running any more.
 //!
-//! Invalidations are bounded in number. Where there is no room for another one, everything that was stored
-//! up to then is hidden for a invalidation's time, but not deleted: the store is asked less, not more.
+//! The number of invalidations is bounded. Where there is no room for another one, everything that was stored
+//! up to then is hidden for the time of an invalidation, but not deleted: the store is asked less, not more.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -28,7 +28,7 @@ const DELETIONS: usize = 4;
 /// After a deletion has failed; doubled with each further failure.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
-/// A point in the order of invalidations: what is asked for at one is older than the invalidations after it.
+/// A point in the order of invalidations: what is asked for at one is older than later invalidations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct InvalidationSeq(u64);
 
@@ -52,7 +52,7 @@ struct Shared {
 /// How many invalidations there are, and for how long.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
-    /// Sources that are marked at a time.
+    /// Sources that are remembered as invalidated at a time.
     pub(super) count: usize,
     /// For how long a deletion that fails is tried again.
     pub(super) patience: Duration,
@@ -77,7 +77,7 @@ struct Invalidation {
 }
 
 impl Invalidations {
-    /// No invalidations yet. What is marked is deleted from `store`, in `tasks`.
+    /// No invalidation yet. Invalidated sources are deleted from `store`, in `tasks`.
     pub(super) fn new(
         store: Arc<dyn Store>,
         clock: Clock,
@@ -96,12 +96,12 @@ impl Invalidations {
         }))
     }
 
-    /// The seq now.
+    /// The place of what is asked for now.
     pub(super) fn now(&self) -> InvalidationSeq {
         InvalidationSeq(self.0.sequence.load(Ordering::SeqCst))
     }
 
-    /// Invalidations sources. When this returns, nothing that was stored or asked for before is used by this
+    /// Invalidates sources. When this returns, nothing that was stored or asked for before is used by this
     /// process any more.
     pub(super) fn set(&self, sources: Vec<Source>) {
         for source in sources {
@@ -185,7 +185,7 @@ impl Invalidations {
         is_first
     }
 
-    /// A invalidation that hides what is stored lasts until the deletion succeeds or is given up.
+    /// An invalidation that hides what is stored lasts until the deletion succeeds or is given up.
     fn is_over(&self, invalidation: &Invalidation) -> bool {
         let bounds = &self.0.bounds;
         let time = if invalidation.hides_stored {
@@ -231,7 +231,7 @@ impl Invalidations {
         self.lock().invalidations.get(source).copied()
     }
 
-    /// Notes that a deletion which began at `seq` has succeeded; `false` when there is a invalidation since.
+    /// Notes that a deletion which began at `seq` has succeeded; `false` when there is an invalidation since.
     fn deleted(&self, source: &Source, seq: InvalidationSeq) -> bool {
         let mut table = self.lock();
         let Some(invalidation) = table.invalidations.get_mut(source) else {

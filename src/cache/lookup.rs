@@ -317,3 +317,68 @@ fn reason(key: &Key, error: &store::Error) -> MissReason {
     }
     reason
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::Semaphore;
+
+    use super::*;
+    use crate::clock::{Clock, Timestamp};
+    use crate::config::Config;
+    use crate::store::{Fault, FaultyStore, MemoryStore, Operation};
+
+    fn key() -> Key {
+        Key::from_parts("test", 1, [1; 32], [2; 32])
+    }
+
+    /// A cache whose lookups may take an hour, and whose store never answers one.
+    fn hanging() -> Cache {
+        let store = FaultyStore::new(Arc::new(MemoryStore::new(1024)));
+        let never = Fault::WaitsBefore(Arc::new(Semaphore::new(0)));
+        store.set(Operation::Get, never.clone());
+        store.set(Operation::Head, never);
+        let text = "{envoy: {message_timeout: 2h}, limits: {lookup_timeout: 1h}}";
+        let config = Config::parse(text, std::iter::empty()).unwrap();
+        let clock = Clock::manual(Timestamp::from_unix(1));
+        let (limits, memory) = (config.limits, config.memory);
+        Cache::open(limits, memory, 1024, store, clock, &Metrics::new())
+    }
+
+    #[tokio::test]
+    async fn all_lookups_of_a_request_share_one_deadline() {
+        let cache = hanging();
+        let spent = Duration::from_secs(3600);
+        for method in [LookupMethod::Get, LookupMethod::Head] {
+            let result = cache.look_up(&key(), method, spent).await;
+            let reason = match result.answer {
+                LookupAnswer::Nothing(reason) => reason,
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(reason, MissReason::StoreTimeout);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lookup_that_joins_another_one_keeps_to_its_own_deadline() {
+        let cache = hanging();
+        let leading = tokio::spawn({
+            let cache = cache.clone();
+            async move {
+                cache
+                    .look_up(&key(), LookupMethod::Get, Duration::ZERO)
+                    .await
+            }
+        });
+        while cache.0.in_flight.is_idle() {
+            tokio::task::yield_now().await;
+        }
+        let spent = Duration::from_secs(3600);
+        let joined = cache.look_up(&key(), LookupMethod::Get, spent).await;
+        let is_late = matches!(
+            joined.answer,
+            LookupAnswer::Nothing(MissReason::StoreTimeout)
+        );
+        assert!(is_late, "{joined:?}");
+        leading.abort();
+    }
+}
