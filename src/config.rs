@@ -6,7 +6,9 @@
 mod envoy;
 mod load;
 mod policy;
+mod tree;
 mod value;
+mod yaml;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -150,7 +152,7 @@ pub struct Limits {
 }
 
 /// The file. Every field but `policies` has a default.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RawConfig {
     /// Where Envoy finds the external processor: `unix:PATH` or a loopback `IP:PORT`. Whoever can
@@ -177,7 +179,7 @@ pub(crate) struct RawConfig {
     default_policy: Option<String>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct RawMemoryTier {
     /// Entries up to `limits.immediate_cap` that are kept in front of the store, beside the budget; 0B:
@@ -188,7 +190,7 @@ struct RawMemoryTier {
     recheck: Option<Seconds>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct RawObjects {
     /// Where Envoy fetches large hits: `unix:PATH` or a loopback `IP:PORT`. Envoy needs a route for
@@ -201,14 +203,14 @@ struct RawObjects {
     cap: Option<Bytes>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct RawAdmin {
     /// `/healthz`, `/readyz`, `/metrics`. Default `127.0.0.1:9911`.
     listen: Option<String>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct RawEnvoy {
     /// The filter's `message_timeout`. Lookups must be done well before. Default `1s`.
@@ -217,7 +219,7 @@ struct RawEnvoy {
     max_message_timeout: Option<Seconds>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct RawStore {
     /// `local`, `s3` or `memory`. Default `local`.
@@ -236,7 +238,7 @@ enum StoreKind {
     Memory,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct RawLocal {
     /// Directory; one process owns it. Default `run/store`.
@@ -245,14 +247,14 @@ struct RawLocal {
     max_bytes: Option<Bytes>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct RawMemory {
     /// What it may hold; the oldest goes first. Default `256MiB`.
     max_bytes: Option<Bytes>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct RawS3 {
     /// `http://host:port`, `https://host`, or `unix:/path` for Garage's socket. No default.
@@ -274,7 +276,7 @@ struct RawS3 {
     read_timeout: Option<Seconds>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct RawLimits {
     /// For a lookup; afterwards the request is forwarded. Default `300ms`.
@@ -316,13 +318,23 @@ struct RawLimits {
     breaker_wait: Option<Seconds>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct RawLog {
     /// `text` or `json`. Default `text`.
     format: LogFormat,
     /// A level, or a list of `target=level`. At `info` there is one line per request. Default `info`.
     filter: Option<String>,
+}
+
+/// What is wrong with a name that is not among these. The name itself is not shown.
+fn names_no_policy<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let mut names: Vec<_> = names.map(|name| format!("`{name}`")).collect();
+    if names.is_empty() {
+        return "names a policy, but there is none under `policies`".to_owned();
+    }
+    names.sort();
+    format!("names no policy, there is {}", names.join(", "))
 }
 
 /// Half of the cores that this process may use, at least one.
@@ -372,7 +384,7 @@ impl RawConfig {
             if policy.is_none() && policies_are_valid {
                 problems.push(Problem::new(
                     place,
-                    format!("there is no policy `{name}` under `policies`"),
+                    names_no_policy(policies.keys().map(String::as_str)),
                 ));
             }
             policy
@@ -446,11 +458,12 @@ fn parse_listen(field: &str, text: &str, problems: &mut Vec<Problem>) -> Option<
     }
     match text.parse::<SocketAddr>() {
         Ok(address) if address.ip().is_loopback() => Some(Listen::Tcp(address)),
-        Ok(address) => problem(format!(
-            "{address} is not a loopback address: whoever can connect can fill the cache, so use \
+        Ok(_) => problem(
+            "is not a loopback address: whoever can connect can fill the cache, so use \
              `unix:PATH` or 127.0.0.1"
-        )),
-        Err(_) => problem(format!("`{text}` is neither `unix:PATH` nor `IP:PORT`")),
+                .to_owned(),
+        ),
+        Err(_) => problem("is neither `unix:PATH` nor `IP:PORT`".to_owned()),
     }
 }
 
@@ -458,10 +471,7 @@ fn parse_admin(text: Option<&str>, problems: &mut Vec<Problem>) -> Option<Socket
     let text = text.unwrap_or("127.0.0.1:9911");
     let address = text.parse().ok();
     if address.is_none() {
-        problems.push(Problem::new(
-            "admin.listen",
-            format!("`{text}` is not `IP:PORT`"),
-        ));
+        problems.push(Problem::new("admin.listen", "is not `IP:PORT`"));
     }
     address
 }

@@ -9,13 +9,24 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::value::Problem;
-use super::{Config, Listen, Problems};
+use super::{Config, Listen, Problems, names_no_policy, yaml};
 use crate::objects;
 
 const FILTER: &str =
     "type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor";
 const PER_ROUTE: &str =
     "type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExtProcPerRoute";
+
+/// Envoy's words for what a filter is shown; any other text is not repeated.
+const MODES: [&str; 7] = [
+    "SEND",
+    "SKIP",
+    "NONE",
+    "STREAMED",
+    "BUFFERED",
+    "BUFFERED_PARTIAL",
+    "FULL_DUPLEX_STREAMED",
+];
 
 /// Envoy's `message_timeout` where it is not set.
 const DEFAULT_MESSAGE_TIMEOUT: Duration = Duration::from_millis(200);
@@ -29,9 +40,9 @@ impl Config {
         let mut problems = Vec::new();
         match std::fs::read_to_string(file) {
             Err(error) => problems.push(Problem::new("file", format!("cannot be read: {error}"))),
-            Ok(text) => match serde_saphyr::from_str::<Value>(&text) {
-                Err(error) => problems.push(Problem::new("file", error.to_string())),
-                Ok(tree) => self.compare(&with_field_names(tree), &mut problems),
+            Ok(text) => match yaml::parse(&text) {
+                Err(what) => problems.push(Problem::new("file", what)),
+                Ok(tree) => problems = self.compare(tree),
             },
         }
         if problems.is_empty() {
@@ -41,7 +52,10 @@ impl Config {
         }
     }
 
-    fn compare(&self, tree: &Value, problems: &mut Vec<Problem>) {
+    pub(super) fn compare(&self, tree: Value) -> Vec<Problem> {
+        let tree = &with_field_names(tree);
+        let mut found = Vec::new();
+        let problems = &mut found;
         let mut filters = Vec::new();
         typed(tree, FILTER, String::new(), &mut filters);
         if filters.is_empty() {
@@ -78,6 +92,7 @@ impl Config {
                 ));
             }
         }
+        found
     }
 
     fn compare_filter(
@@ -133,6 +148,11 @@ impl Config {
         ] {
             let given = mode[field].as_str().unwrap_or(default);
             if given != wanted && given != "DEFAULT" {
+                let given = if MODES.contains(&given) {
+                    given
+                } else {
+                    "no mode"
+                };
                 problem(
                     &format!("processing_mode.{field}"),
                     format!("is {given}, but must be {wanted}"),
@@ -165,10 +185,7 @@ impl Config {
         {
             problem(
                 "grpc_service",
-                format!(
-                    "leads to {pipe}, but `listen` of our configuration is unix:{}",
-                    path.display()
-                ),
+                "leads to another socket than `listen` of our configuration".to_owned(),
             );
         }
     }
@@ -188,10 +205,8 @@ impl Config {
     fn compare_name(&self, name: &str, place: &str, problems: &mut Vec<Problem>) {
         let is_known = name == "bypass" || self.policies.iter().any(|policy| &*policy.name == name);
         if !is_known {
-            problems.push(Problem::new(
-                place,
-                format!("names the policy `{name}`, which is not in our configuration"),
-            ));
+            let names = self.policies.iter().map(|policy| &*policy.name);
+            problems.push(Problem::new(place, names_no_policy(names)));
         }
     }
 }
@@ -341,9 +356,7 @@ mod tests {
     fn problems(envoy: &str) -> Vec<String> {
         let ours = include_str!("../../envoy/afterimage.yaml");
         let config = Config::parse(ours, std::iter::empty()).unwrap();
-        let mut problems = Vec::new();
-        let tree = with_field_names(serde_saphyr::from_str(envoy).unwrap());
-        config.compare(&tree, &mut problems);
+        let problems = config.compare(yaml::parse(envoy).unwrap());
         problems.iter().map(ToString::to_string).collect()
     }
 
@@ -359,12 +372,7 @@ mod tests {
             std::iter::empty(),
         )
         .unwrap();
-        let problems = |envoy: &str| {
-            let mut problems = Vec::new();
-            let tree = with_field_names(serde_saphyr::from_str(envoy).unwrap());
-            config.compare(&tree, &mut problems);
-            problems.len()
-        };
+        let problems = |envoy: &str| config.compare(yaml::parse(envoy).unwrap()).len();
         assert_eq!(problems(ENVOY), 0);
         assert_eq!(
             problems(&ENVOY.replace("name: x-afterimage-object", "name: x")),
@@ -405,11 +413,15 @@ mod tests {
                 "[response.flags]",
                 ".response_attributes: must have",
             ),
-            ("value: thumbs", "value: thumb", "names the policy `thumb`"),
+            (
+                "value: thumbs",
+                "value: thumb",
+                "names no policy, there is `images`, `thumbs`",
+            ),
             (
                 "path: run/ext_proc.sock",
                 "path: run/other.sock",
-                "leads to run/other.sock",
+                "leads to another socket",
             ),
             (
                 "filters.http.ext_proc.v3.ExternalProcessor",
@@ -467,7 +479,7 @@ endpoints: [{{clusterName: afterimage, endpoint: {{address: {{pipe: {{path: run/
         let unknown = problems(&dump("thumb"));
         assert_eq!(
             unknown,
-            ["routes[0].metadata: names the policy `thumb`, which is not in our configuration"]
+            ["routes[0].metadata: names no policy, there is `images`, `thumbs`"]
         );
         let unasked = dump("images").replace("xds.route_metadata", "xds.route_name");
         let unasked = problems(&unasked);

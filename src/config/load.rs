@@ -4,10 +4,10 @@ use std::fmt;
 use std::path::Path;
 
 use serde_json::{Map, Value};
-use serde_path_to_error::Segment;
 
+use super::tree::{self, Step};
 use super::value::Problem;
-use super::{Config, RawConfig};
+use super::{Config, RawConfig, yaml};
 
 /// Before every variable that overrides a field: `AFTERIMAGE_STORE__S3__ENDPOINT` is
 /// `store.s3.endpoint`.
@@ -68,12 +68,24 @@ impl Config {
         text: &str,
         variables: impl Iterator<Item = (String, String)>,
     ) -> Result<Self, Vec<Problem>> {
+        let tree = yaml::parse::<Option<Value>>(text)
+            .map_err(|what| vec![Problem::new("file", what)])?
+            .unwrap_or_default();
+        Self::from_tree(tree, variables)
+    }
+
+    /// The same from what a text says.
+    pub(super) fn from_tree(
+        tree: Value,
+        variables: impl Iterator<Item = (String, String)>,
+    ) -> Result<Self, Vec<Problem>> {
         let mut problems = Vec::new();
-        let mut tree = match serde_saphyr::from_str::<Option<Value>>(text) {
-            Ok(Some(Value::Object(fields))) => fields,
-            Ok(None | Some(Value::Null)) => Map::new(),
-            Ok(Some(_)) => return Err(vec![Problem::new("file", "is not a map of fields")]),
-            Err(error) => return Err(vec![Problem::new("file", error.to_string())]),
+        let mut tree = match tree {
+            Value::Object(fields) => fields,
+            Value::Null => Map::new(),
+            Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
+                return Err(vec![Problem::new("file", "is not a map of fields")]);
+            }
         };
         let mut overrides = Vec::new();
         for (name, value) in variables {
@@ -83,7 +95,7 @@ impl Config {
         let mut later = Vec::new();
         let config = raw.and_then(|raw| raw.validate(&mut later));
         // A value that cannot be read was left out; that it is missing now is no second problem.
-        later.retain(|later| !problems.iter().any(|problem| problem.shares_place(later)));
+        later.retain(|later| !problems.iter().any(|problem| problem.explains(later)));
         problems.append(&mut later);
         match config {
             Some(config) if problems.is_empty() => Ok(config),
@@ -116,7 +128,7 @@ fn override_field(tree: &mut Map<String, Value>, name: &str, value: &str) -> Opt
         }
         place = next.as_object_mut()?;
     }
-    let parsed = serde_saphyr::from_str::<Value>(value).unwrap_or(Value::Null);
+    let parsed = yaml::parse(value).unwrap_or(Value::Null);
     // Lists and maps are written as in the file; anything else is text first, so that a secret of
     // digits stays what it is.
     if parsed.is_array() || parsed.is_object() {
@@ -137,13 +149,14 @@ fn read(
     mut overrides: Vec<Override>,
     problems: &mut Vec<Problem>,
 ) -> Option<RawConfig> {
+    let mut left_out = Vec::new();
     while problems.len() < MOST_PROBLEMS {
-        let error = match serde_path_to_error::deserialize::<_, RawConfig>(&tree) {
+        let fault = match tree::read(&tree, &left_out) {
             Ok(raw) => return Some(raw),
-            Err(error) => error,
+            Err(fault) => fault,
         };
-        let steps: Vec<Segment> = error.path().iter().cloned().collect();
-        let place = error.path().to_string();
+        let (place, steps) = (fault.place(), fault.steps());
+        let what = fault.what().to_owned();
         // Text from the environment where a number or a truth value belongs.
         if let Some(index) = overrides.iter().position(|set| set.place == place) {
             let parsed = overrides.swap_remove(index).parsed;
@@ -152,36 +165,24 @@ fn read(
                 continue;
             }
         }
-        problems.push(Problem::new(place, error.inner().to_string()));
-        if !remove(&mut tree, &steps) {
+        // What lacks a field that was left out needs no second problem.
+        if !left_out
+            .iter()
+            .any(|path: &Vec<Step>| path.starts_with(&steps))
+        {
+            problems.push(Problem::new(place, what));
+        }
+        if steps.is_empty() {
             return None;
         }
+        left_out.push(steps);
     }
     None
 }
 
-fn find<'a>(tree: &'a mut Value, steps: &[Segment]) -> Option<&'a mut Value> {
+fn find<'a>(tree: &'a mut Value, steps: &[Step]) -> Option<&'a mut Value> {
     steps.iter().try_fold(tree, |place, step| match step {
-        Segment::Map { key } => place.get_mut(key),
-        Segment::Seq { index } => place.get_mut(index),
-        Segment::Enum { .. } | Segment::Unknown => None,
+        Step::Field(name) => place.get_mut(name),
+        Step::Index(index) => place.get_mut(index),
     })
-}
-
-/// Takes out what `steps` lead to.
-fn remove(tree: &mut Value, steps: &[Segment]) -> bool {
-    let Some((last, way)) = steps.split_last() else {
-        return false;
-    };
-    let Some(place) = find(tree, way) else {
-        return false;
-    };
-    match (place, last) {
-        (Value::Object(fields), Segment::Map { key }) => fields.remove(key).is_some(),
-        (Value::Array(items), Segment::Seq { index }) if *index < items.len() => {
-            items.remove(*index);
-            true
-        }
-        _ => false,
-    }
 }

@@ -1,5 +1,6 @@
 //! One policy of the configuration.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use http::uri::Authority;
 use http::{HeaderName, HeaderValue, StatusCode};
 use ipnet::IpNet;
 use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, Unexpected};
 
 use super::value::{Problem, Seconds, SecretSource};
 use crate::policy::{
@@ -23,7 +25,7 @@ const CEILING: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// What routes can choose by a name. `kind` is required; everything else has a default that is
 /// right for imgproxy.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RawPolicy {
     /// What the URLs mean: `imgproxy` or `generic`. No default.
@@ -100,7 +102,7 @@ pub(crate) struct RawPolicy {
     base64_url_includes_filename: bool,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawUpstream {
     /// `http://HOST[:PORT]`, `https://HOST[:PORT]`, both with a path before all others if need be, or
@@ -141,14 +143,14 @@ enum RawAuthorization {
     Rfc9111,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 #[serde(untagged)]
 enum RawClientControl {
     Word(String),
     Trusted(RawTrusted),
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawTrusted {
     trusted: Vec<String>,
@@ -169,7 +171,7 @@ enum RawFormat {
     Webp,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct RawKey {
     /// imgproxy: whether the host is in the key. generic: always. Default false.
@@ -180,14 +182,14 @@ struct RawKey {
     headers: Vec<String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 #[serde(untagged)]
 enum RawQuery {
     Word(String),
     Only(Vec<String>),
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct RawStoreRules {
     /// Statuses that are stored where the response has explicit freshness: a list, or `any` for
@@ -211,7 +213,7 @@ struct RawStoreRules {
     exclude_headers: Vec<String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 #[serde(untagged)]
 enum RawStatuses {
     Word(String),
@@ -225,7 +227,7 @@ enum RawVerify {
     None,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct RawFreshness {
     /// For responses that say nothing about it. Default none: they are not stored.
@@ -238,7 +240,7 @@ struct RawFreshness {
     heuristic: Option<RawHeuristic>,
     /// For statuses that say nothing, such as `404: 10s`; never for what a client could provoke for
     /// others (400, 403, 405, 408, 413, 414, 429, 431) and 5xx. Default none.
-    negative: std::collections::BTreeMap<String, Seconds>,
+    negative: BTreeMap<NegativeStatus, Seconds>,
     /// After an entry was fresh, how long one request at a time asks about it while the others are
     /// served the stale one, where the response does not say (RFC 5861). Default `0s`.
     stale_while_revalidate: Option<Seconds>,
@@ -250,7 +252,7 @@ struct RawFreshness {
     fallback_max_age: Option<Seconds>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawHeuristic {
     /// Of the time since the last change, 1 to 100. RFC 9111 section 4.2.2 suggests 10.
@@ -259,7 +261,7 @@ struct RawHeuristic {
     ceiling: Seconds,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct RawSignature {
     /// Any of them may have signed, so that keys can rotate. No default.
@@ -270,7 +272,7 @@ struct RawSignature {
     trusted: Vec<SecretSource>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawPair {
     /// `IMGPROXY_KEY` in hex: literal, `{env: NAME}` or `{file: PATH}`.
@@ -300,7 +302,12 @@ impl RawPolicy {
                 percent: raw.percent,
                 ceiling: raw.ceiling.get(),
             }),
-            negative: check.negative(&self.freshness.negative),
+            negative: self
+                .freshness
+                .negative
+                .iter()
+                .map(|(status, lifetime)| (status.0, lifetime.get()))
+                .collect(),
             stale_while_revalidate: self.freshness.stale_while_revalidate.map(Seconds::get),
             stale_if_error: self.freshness.stale_if_error.map(Seconds::get),
             fallback_max_age: self.freshness.fallback_max_age.map(Seconds::get),
@@ -580,14 +587,15 @@ impl RawStoreRules {
             Some(RawStatuses::Only(codes)) => Statuses::Only(
                 codes
                     .iter()
-                    .filter_map(|code| {
-                        let status = StatusCode::from_u16(*code)
-                            .ok()
-                            .filter(|status| *code >= 200 && !matches!(*code, 206 | 304) && status.as_u16() < 600);
+                    .enumerate()
+                    .filter_map(|(index, code)| {
+                        let status = StatusCode::from_u16(*code).ok().filter(|status| {
+                            *code >= 200 && !matches!(*code, 206 | 304) && status.as_u16() < 600
+                        });
                         if status.is_none() {
                             check.problem(
-                                "store.statuses",
-                                &format!("{code} is no status of a whole response, 200 to 599 but 206 and 304"),
+                                &format!("store.statuses[{index}]"),
+                                "is no status of a whole response, 200 to 599 but 206 and 304",
                             );
                         }
                         status
@@ -601,12 +609,13 @@ impl RawStoreRules {
             .as_deref()
             .unwrap_or(&default)
             .iter()
-            .filter_map(|text| {
+            .enumerate()
+            .filter_map(|(index, text)| {
                 let range = media_range(text);
                 if range.is_none() {
                     check.problem(
-                        "store.content_types",
-                        &format!("`{text}` is not a media type such as `image/*` or `text/css`"),
+                        &format!("store.content_types[{index}]"),
+                        "is not a media type such as `image/*` or `text/css`",
                     );
                 }
                 range
@@ -688,13 +697,13 @@ impl Check<'_> {
             },
             Some(RawClientControl::Trusted(raw)) => {
                 let mut networks = Vec::new();
-                for text in &raw.trusted {
+                for (index, text) in raw.trusted.iter().enumerate() {
                     let one = || text.parse::<IpAddr>().ok().map(IpNet::from);
                     match text.parse().ok().or_else(one) {
                         Some(network) => networks.push(network),
                         None => self.problem(
-                            "client_cache_control.trusted",
-                            &format!("`{text}` is no network such as `10.0.0.0/8`, and no address"),
+                            &format!("client_cache_control.trusted[{index}]"),
+                            "is no network such as `10.0.0.0/8`, and no address",
                         ),
                     }
                 }
@@ -719,38 +728,16 @@ impl Check<'_> {
     fn header_names(&mut self, field: &str, names: &[String]) -> Vec<HeaderName> {
         names
             .iter()
-            .filter_map(|text| {
+            .enumerate()
+            .filter_map(|(index, text)| {
                 let name = HeaderName::try_from(text).ok();
                 if name.is_none() {
-                    self.problem(field, &format!("`{text}` is not the name of a header"));
+                    let field = format!("{field}[{index}]");
+                    self.problem(&field, "is not the name of a header");
                 }
                 name
             })
             .collect()
-    }
-
-    fn negative(
-        &mut self,
-        raw: &std::collections::BTreeMap<String, Seconds>,
-    ) -> Vec<(StatusCode, Duration)> {
-        const PROVOKED: [u16; 8] = [400, 403, 405, 408, 413, 414, 429, 431];
-        let mut negative = Vec::new();
-        for (text, lifetime) in raw {
-            let status = text
-                .parse::<u16>()
-                .ok()
-                .filter(|code| (300..500).contains(code) && *code != 304)
-                .filter(|code| !PROVOKED.contains(code))
-                .and_then(|code| StatusCode::from_u16(code).ok());
-            match status {
-                Some(status) => negative.push((status, lifetime.get())),
-                None => self.problem(
-                    &format!("freshness.negative.{text}"),
-                    "is not a status that may be kept without being told to, such as 404 or 410",
-                ),
-            }
-        }
-        negative
     }
 
     fn secret(&mut self, field: &str, source: &SecretSource) -> Option<String> {
@@ -770,6 +757,29 @@ impl Check<'_> {
             self.problem(field, "is not hexadecimal");
         }
         bytes
+    }
+}
+
+/// A status that a response may be kept with although it does not say so.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct NegativeStatus(StatusCode);
+
+impl<'de> Deserialize<'de> for NegativeStatus {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        const PROVOKED: [u16; 8] = [400, 403, 405, 408, 413, 414, 429, 431];
+        let text = String::deserialize(deserializer)?;
+        text.parse::<u16>()
+            .ok()
+            .filter(|code| (300..500).contains(code) && *code != 304)
+            .filter(|code| !PROVOKED.contains(code))
+            .and_then(|code| StatusCode::from_u16(code).ok())
+            .map(Self)
+            .ok_or_else(|| {
+                D::Error::invalid_value(
+                    Unexpected::Str(&text),
+                    &"a status that may be kept without being told to, such as `404` or `410`",
+                )
+            })
     }
 }
 

@@ -24,9 +24,12 @@ impl Problem {
         }
     }
 
-    /// Whether `other` is about the same field.
-    pub(super) fn shares_place(&self, other: &Self) -> bool {
-        self.place == other.place
+    /// Whether `later` is about the same field, or about a list that an element was left out of.
+    pub(super) fn explains(&self, later: &Self) -> bool {
+        match self.place.strip_prefix(&later.place) {
+            Some(rest) => rest.is_empty() || rest.starts_with('['),
+            None => false,
+        }
     }
 }
 
@@ -119,10 +122,9 @@ impl SecretSource {
     pub(super) fn read(&self) -> Result<Secret, String> {
         let text = match self {
             Self::Literal(secret) => return Ok(secret.clone()),
-            Self::Env(name) => std::env::var(name)
-                .map_err(|_| format!("environment variable {name} is not set"))?,
+            Self::Env(name) => std::env::var(name).map_err(|_| is_not_set(name))?,
             Self::File(path) => std::fs::read_to_string(path)
-                .map_err(|error| format!("cannot read {}: {error}", path.display()))?,
+                .map_err(|error| format!("the file that it names cannot be read: {error}"))?,
         };
         let text = text.trim();
         if text.is_empty() {
@@ -132,13 +134,17 @@ impl SecretSource {
     }
 }
 
-impl fmt::Debug for SecretSource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Literal(_) => f.write_str("***"),
-            Self::Env(name) => write!(f, "{{env: {name}}}"),
-            Self::File(path) => write!(f, "{{file: {}}}", path.display()),
-        }
+/// A name is shown when it can be nothing else: a secret in its place has lower case letters, or no
+/// underscore.
+fn is_not_set(name: &str) -> String {
+    let is_name = name.contains('_')
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_');
+    if is_name {
+        format!("environment variable {name} is not set")
+    } else {
+        "the environment variable that it names is not set".to_owned()
     }
 }
 
@@ -156,13 +162,13 @@ impl<'de> Deserialize<'de> for SecretSource {
             Literal(String),
             Named(Named),
         }
-        // The error of an untagged enum would show the value.
         match Form::deserialize(deserializer) {
             Ok(Form::Literal(text)) => Ok(Self::Literal(text.into())),
             Ok(Form::Named(Named::Env(name))) => Ok(Self::Env(name)),
             Ok(Form::Named(Named::File(path))) => Ok(Self::File(path)),
-            Err(_) => Err(D::Error::custom(
-                "give a text, `{env: NAME}` or `{file: PATH}`",
+            Err(_) => Err(D::Error::invalid_value(
+                Unexpected::Other("another form"),
+                &"a text, `{env: NAME}` or `{file: PATH}`",
             )),
         }
     }

@@ -154,6 +154,28 @@ async fn broken_yaml_is_shown_with_its_line() -> Result<()> {
 }
 
 #[tokio::test]
+async fn no_error_of_the_configuration_shows_a_secret() -> Result<()> {
+    const SECRET: &str = "hunter2-Xyzzy";
+    let place = Place::new()?;
+    for yaml in [
+        "store: {s3: {secret_access_key: SECRET}}\nadmin: {listen: [127.0.0.1",
+        "store: {s3: {secret_access_key: SECRET}}\nstore: {}",
+        "store: {s3: SECRET}",
+        "policies: {p: {kind: imgproxy, signature: {pairs: SECRET}}}",
+        "policies: {p: {kind: imgproxy, signature: {pairs: [{SECRET: SECRET}]}}}",
+        "policies: {p: {kind: generic, upstream: {url: 'http://user:SECRET@host'}}}",
+    ] {
+        std::fs::write(place.path("config.yaml"), yaml.replace("SECRET", SECRET))?;
+        for args in [SERVE, CHECK] {
+            let ended = place.run(&args).await?;
+            assert_eq!(ended.status.code(), Some(2), "{yaml}: {ended:?}");
+            assert!(!ended.stderr.contains(SECRET), "{yaml}: {ended:?}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn all_problems_are_named_at_once() -> Result<()> {
     let place = Place::new()?;
     place.configure(
@@ -169,8 +191,8 @@ routes: {a: nobody}
     for args in [SERVE, CHECK] {
         let ended = place.run(&args).await?;
         let places = [
-            "\n  listen: 0.0.0.0:9000 is not a loopback address",
-            "\n  admin.listen: `nowhere` is not `IP:PORT`",
+            "\n  listen: is not a loopback address",
+            "\n  admin.listen: is not `IP:PORT`",
             "\n  limits.lookup_timeout: ",
             "\n  limits.budget: ",
             "\n  limits.no_such_limit: ",
