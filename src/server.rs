@@ -115,7 +115,7 @@ pub async fn run(config: Config) -> Result<(), Error> {
     let marks = Marks::new(Arc::clone(&store), clock.clone(), tasks.clone(), bounds);
     let memory = Memory::new(
         config.memory.max_bytes,
-        limits.immediate_bytes,
+        limits.immediate_cap,
         config.memory.recheck,
         marks.clone(),
     );
@@ -127,7 +127,7 @@ pub async fn run(config: Config) -> Result<(), Error> {
         budget: budget.clone(),
         in_flight: InFlight::default(),
         metrics: metrics.clone(),
-        held_bytes: limits.held_bytes,
+        held_bytes: limits.held_cap,
         pace: Pace {
             deadline: limits.fill_deadline,
             bytes_per_second: limits.fill_rate,
@@ -139,12 +139,16 @@ pub async fn run(config: Config) -> Result<(), Error> {
         .policies
         .iter()
         .filter_map(|policy| Some(policy.upstream.as_ref()?.endpoint.clone()));
-    let fetcher = Fetcher::new(upstreams, limits.fetches, fills.clone(), clock.clone()).map_err(
-        |source| Error::System {
-            what: "requests to the policies' upstreams cannot be made",
-            source,
-        },
-    )?;
+    let fetcher = Fetcher::new(
+        upstreams,
+        limits.upstream_fetches,
+        fills.clone(),
+        clock.clone(),
+    )
+    .map_err(|source| Error::System {
+        what: "requests to the policies' upstreams cannot be made",
+        source,
+    })?;
     let objects = config.objects.as_ref();
     let objects = objects.map(|objects| Objects::new(objects.above, fills.clone()));
     let shared = Arc::new(Shared {
@@ -160,7 +164,7 @@ pub async fn run(config: Config) -> Result<(), Error> {
         clock,
         lookup_deadline: limits.lookup_timeout,
         patience: patience(&config.envoy, limits.lookup_timeout),
-        immediate_bytes: limits.immediate_bytes,
+        immediate_bytes: limits.immediate_cap,
         largest_bytes: match &config.objects {
             Some(objects) => objects.cap,
             None => limits.stream_cap,

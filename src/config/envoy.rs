@@ -6,11 +6,14 @@
 use std::path::Path;
 use std::time::Duration;
 
+use serde::Deserialize;
 use serde_json::Value;
+#[cfg(test)]
+use {schemars::JsonSchema, serde::Serialize};
 
-use super::value::Problem;
-use super::{Config, Listen, Problems, names_no_policy, yaml};
+use super::{Config, Listen, Problem, Problems, names_no_policy, yaml};
 use crate::objects;
+use crate::written::{As, HumanDuration};
 
 const FILTER: &str =
     "type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor";
@@ -30,6 +33,30 @@ const MODES: [&str; 7] = [
 
 /// Envoy's `message_timeout` where it is not set.
 const DEFAULT_MESSAGE_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// What Envoy's configuration says about the filter. Envoy does not tell, so both files must agree;
+/// `afterimage check --envoy` compares them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(Serialize, JsonSchema))]
+#[serde(default, deny_unknown_fields)]
+pub struct EnvoyLimits {
+    /// The filter's `message_timeout`. Lookups must be done well before.
+    #[serde(with = "As::<HumanDuration>")]
+    pub message_timeout: Duration,
+    /// The filter's `max_message_timeout`: how long requests can wait for each other. `0s` where it cannot
+    /// be set.
+    #[serde(with = "As::<HumanDuration>")]
+    pub max_message_timeout: Duration,
+}
+
+impl Default for EnvoyLimits {
+    fn default() -> Self {
+        Self {
+            message_timeout: Duration::from_secs(1),
+            max_message_timeout: Duration::from_secs(30),
+        }
+    }
+}
 
 impl Config {
     /// Compares with the filters, routes and clusters in `file`, YAML or JSON.
