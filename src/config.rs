@@ -145,7 +145,6 @@ impl RawConfig {
         let store = self.store.build(problems);
         self.limits.check(&self.envoy, problems);
         let objects = self.objects.build(self.limits.stream_cap, problems);
-        let before = problems.len();
         let policies: HashMap<String, Arc<Policy>> = self
             .policies
             .into_iter()
@@ -154,7 +153,7 @@ impl RawConfig {
                 Some((name, Arc::new(policy)))
             })
             .collect();
-        let policies_are_valid = problems.len() == before;
+        let policies_are_valid = !problems.iter().any(|problem| problem.is_in("policies"));
         let known = |name: &str, place: String, problems: &mut Vec<Problem>| {
             let policy = policies.get(name).cloned();
             // A policy with problems of its own is missing here, too.

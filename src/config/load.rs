@@ -59,8 +59,9 @@ impl Config {
             overrides.extend(override_field(&mut tree, &name, &value));
         }
         let raw = read(Value::Object(tree), overrides, &mut problems);
-        let mut later = Vec::new();
-        let config = raw.and_then(|raw| raw.build(&mut later));
+        let found = problems.len();
+        let config = raw.and_then(|raw| raw.build(&mut problems));
+        let mut later = problems.split_off(found);
         // A value that cannot be read was left out; that it is missing now is no second problem.
         later.retain(|later| !problems.iter().any(|problem| problem.explains(later)));
         problems.append(&mut later);

@@ -50,6 +50,11 @@ impl Problem {
         }
     }
 
+    /// Whether it is about something inside this block.
+    pub(super) fn is_in(&self, block: &str) -> bool {
+        self.place.split(['.', '[']).next() == Some(block)
+    }
+
     /// Whether `later` is about the same field, or about a list that an element was left out of.
     pub(super) fn explains(&self, later: &Self) -> bool {
         match self.place.strip_prefix(&later.place) {

@@ -58,7 +58,8 @@ fn a_field_of_the_other_kind_is_unknown() {
 
 #[test]
 fn a_policy_without_a_kind_is_one_problem() {
-    let problems = load("policies: {p: {unsigned: true, store: {verify: 3}}}").unwrap_err();
+    let problems =
+        load("policies: {p: {unsigned: true, store: {verify: 3}}}\ndefault_policy: p").unwrap_err();
     assert_eq!(
         problems,
         ["policies.p: needs the field `kind`, which is `imgproxy` or `generic`"]
