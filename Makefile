@@ -17,7 +17,7 @@ NODE_PROXY = tests/bench/node-proxy/node_modules/.package-lock.json
 
 .DEFAULT_GOAL = help
 .PHONY: help tools tools-up tools-test tools-examples tools-fuzz tools-bench build up down test fuzz \
-	conformance examples reference lint bench bench-limits manifests translated
+	conformance examples reference lint advisories docs bench bench-limits manifests translated
 
 help: ## this list
 	@echo "Afterimage. Needs make, Rust, a C compiler and Python 3 with venv."
@@ -73,11 +73,25 @@ bench-limits: tools-bench ## sizes, herds, memory and many objects, within 15 mi
 reference: ## makes docs/configuration.md and its schema anew, out of the types of src/config
 	UPDATE=1 cargo test --quiet --lib config::reference
 
-lint: ## format, clippy and documentation, warnings denied
+lint: ## format, clippy, documentation of the code, licences and sources of dependencies; warnings denied
+	@tests/tools.sh cargo-deny
 	cargo fmt --check
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --all-targets -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" cargo doc --no-deps --document-private-items
+	"$$(tests/tools.sh path cargo-deny)" --locked check bans licenses sources
+
+advisories: ## known vulnerabilities of dependencies; needs a network, for the list of them
+	@tests/tools.sh cargo-deny
+	"$$(tests/tools.sh path cargo-deny)" --locked check advisories
+
+docs: ## the book, into target/docs; fails on a broken link
+	@tests/tools.sh docs
+	@"$$(tests/tools.sh path docs)" docs/links.py
+	@"$$(tests/tools.sh path docs)" -m sphinx --builder html --fresh-env --fail-on-warning --keep-going --quiet \
+		--doctree-dir target/docs-doctrees docs target/docs
+	@"$$(tests/tools.sh path docs)" docs/links.py --built target/docs
+	@echo "open target/docs/index.html"
 
 manifests: ## checks the files for Istio, Envoy Gateway, Kubernetes and Helm against published schemas
 	@tests/tools.sh go manifests

@@ -27,7 +27,7 @@ use serde::Deserialize;
 #[cfg(test)]
 use {schemars::JsonSchema, serde::Serialize};
 
-pub use self::envoy::EnvoyLimits;
+pub use self::envoy::{EnvoyLimits, TICKET};
 pub use self::limits::Limits;
 pub use self::listen::Listen;
 use self::listen::{ListenAddress, RawAdmin};

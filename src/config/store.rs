@@ -9,9 +9,9 @@ use {schemars::JsonSchema, serde::Serialize};
 
 use super::problem::Problem;
 use super::secret::SecretSource;
+use crate::endpoint::Endpoint;
 use crate::secret::Secret;
 use crate::store::{LocalConfig, S3Config, S3Timeouts};
-use crate::transport::Endpoint;
 use crate::written::{As, ByteSize, HumanDuration, Optional, Written};
 
 /// Where entries are kept.

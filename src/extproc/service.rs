@@ -1,6 +1,6 @@
 //! The gRPC service: one conversation for each stream, driven by whoever reads its answers.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::error::Error;
 use std::future::{poll_fn, ready};
@@ -27,14 +27,11 @@ use tonic::metadata::GRPC_CONTENT_TYPE;
 use tonic::{Status, Streaming};
 use tracing::debug;
 
-use super::answer::Answer;
-use super::driver::Conversation;
-use super::gathered::Gathered;
-use super::incoming::ProcessingRequest;
-use super::route_metadata;
-use super::shared::Shared;
-use super::wire::RouteAttributes;
-use crate::policy::{BypassReason, Policy};
+use super::Processor;
+use super::codec::request::ProcessingRequest;
+use super::codec::response::EncodedResponse;
+use super::conversation::Conversation;
+use super::write_buffer::WriteBuffer;
 
 /// Streams that one connection of Envoy may have at a time; Envoy opens a connection for each of
 /// its workers, and another when this is reached.
@@ -61,98 +58,40 @@ const LARGEST_MESSAGE_BYTES: usize = 16 * 1024 * 1024;
 /// What a stream's buffer for messages begins with: a request's head, mostly.
 const RECEIVED_BYTES: usize = 1024;
 
-/// Which policy a route means.
-#[derive(Debug)]
-pub struct Routes {
-    policies: HashMap<Arc<str>, Arc<Policy>>,
-    by_route_name: HashMap<String, Arc<Policy>>,
-    default: Option<Arc<Policy>>,
-    no_policy: Arc<str>,
-}
-
-impl Routes {
-    /// `by_route_name` maps Envoy's route names; `default` is for routes that name nothing.
-    pub fn new(
-        policies: impl IntoIterator<Item = Arc<Policy>>,
-        by_route_name: HashMap<String, Arc<Policy>>,
-        default: Option<Arc<Policy>>,
-    ) -> Self {
-        Self {
-            policies: policies
-                .into_iter()
-                .map(|policy| (Arc::clone(&policy.name), policy))
-                .collect(),
-            by_route_name,
-            default,
-            no_policy: "none".into(),
-        }
-    }
-
-    /// The label of requests without a policy.
-    pub(super) fn no_policy(&self) -> &Arc<str> {
-        &self.no_policy
-    }
-
-    /// In this order: the stream's metadata, the route's metadata, the route's name, the default.
-    /// `bypass` as a name stands for no policy.
-    pub(super) fn policy(
-        &self,
-        named: Option<&str>,
-        route: &RouteAttributes,
-    ) -> Result<Arc<Policy>, BypassReason> {
-        if let Some(name) = named {
-            return self.by_name(name);
-        }
-        if let Some(text) = &route.metadata {
-            let named =
-                route_metadata::policy_name(text).map_err(|_| BypassReason::RouteMetadata)?;
-            if let Some(name) = named {
-                return self.by_name(&name);
-            }
-        }
-        route
-            .name
-            .as_ref()
-            .and_then(|name| self.by_route_name.get(name))
-            .or(self.default.as_ref())
-            .cloned()
-            .ok_or(BypassReason::NoPolicy)
-    }
-
-    fn by_name(&self, name: &str) -> Result<Arc<Policy>, BypassReason> {
-        match self.policies.get(name) {
-            Some(policy) => Ok(Arc::clone(policy)),
-            None if name == "bypass" => Err(BypassReason::NoPolicy),
-            None => Err(BypassReason::UnknownPolicy),
-        }
-    }
-}
-
 /// Answers the streams of Envoy's connections to `listener` until `draining` is cancelled; returns when
 /// those that are open then have ended.
 ///
 /// This is the gRPC service `envoy.service.ext_proc.v3.ExternalProcessor` with tonic's messages and
 /// statuses, but without its server, which copies every image into its message and the message into its
 /// frames, and takes every request through layers that a service with one method does not need.
-pub async fn serve<L: Listener>(mut listener: L, shared: Arc<Shared>, draining: CancellationToken) {
+pub async fn serve<L: Listener>(
+    mut listener: L,
+    processor: Arc<Processor>,
+    draining: CancellationToken,
+) {
     let connections = GracefulShutdown::new();
     loop {
         let (stream, _) = tokio::select! {
             accepted = listener.accept() => accepted,
             () = draining.cancelled() => break,
         };
-        let shared = Arc::clone(&shared);
-        let stream = Gathered::new(stream);
+        let processor = Arc::clone(&processor);
+        let stream = WriteBuffer::new(stream);
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .max_concurrent_streams(STREAMS_PER_CONNECTION)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_header_list_size(HEADER_LIST_BYTES)
+            // The peer is our own Envoy, which resets a stream whenever one of its clients leaves, as many at a
+            // time as these like. To end the connection for it would cut the streams of all others. What a reset
+            // stream takes is given back as soon as it is read.
+            .max_pending_accept_reset_streams(usize::MAX)
+            .max_local_error_reset_streams(None)
             .auto_date_header(false)
             .serve_connection(
                 TokioIo::new(stream.clone()),
-                service_fn(move |request| ready(Ok::<_, Infallible>(answer(&shared, request)))),
+                service_fn(move |request| ready(Ok::<_, Infallible>(answer(&processor, request)))),
             );
         let connection = connections.watch(connection);
         tokio::spawn(async move {
@@ -168,7 +107,7 @@ pub async fn serve<L: Listener>(mut listener: L, shared: Arc<Shared>, draining: 
 /// Lets a connection have its turns, and sends what it has written in each.
 async fn talk<S: AsyncWrite + Unpin>(
     connection: impl Future<Output = hyper::Result<()>>,
-    stream: Gathered<S>,
+    stream: WriteBuffer<S>,
 ) -> Result<(), Box<dyn Error + Send + Sync>> {
     let mut connection = pin!(connection);
     poll_fn(|context| {
@@ -181,7 +120,7 @@ async fn talk<S: AsyncWrite + Unpin>(
     .await
 }
 
-fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<Answers> {
+fn answer(processor: &Arc<Processor>, request: Request<Incoming>) -> Response<Answers> {
     if request.uri().path() != PROCESS {
         return Status::unimplemented(request.uri().path()).into_http();
     }
@@ -191,7 +130,7 @@ fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<Answers>
         .get(POLICY_METADATA)
         .map(|name| String::from_utf8_lossy(name.as_bytes()).into_owned());
     let inbound = Streaming::new_request(Messages, body, None, Some(LARGEST_MESSAGE_BYTES));
-    let conversation = Box::new(Conversation::new(Arc::clone(shared), inbound, policy));
+    let conversation = Box::new(Conversation::new(Arc::clone(processor), inbound, policy));
     let answers = stream::unfold(conversation, async |mut conversation| {
         let answer = conversation.next().await?;
         Some((answer, conversation))
@@ -229,7 +168,7 @@ impl Decoder for Messages {
 #[derive(Default)]
 struct Answers {
     /// `None` after the last.
-    answers: Option<BoxStream<'static, Result<Answer, Status>>>,
+    answers: Option<BoxStream<'static, Result<EncodedResponse, Status>>>,
     /// What is still to be sent of the last one.
     pieces: VecDeque<Bytes>,
 }

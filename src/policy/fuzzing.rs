@@ -16,7 +16,7 @@ use super::{
     Conditions, Freshness, Heuristic, ImageFormat, Imgproxy, Kind, Policy, Selected, ServedBody,
 };
 use crate::clock::Timestamp;
-use crate::entry::{BodyProof, Record};
+use crate::entry::{BodyProof, Identity, Record};
 use crate::policy::validators::Representation;
 
 pub use super::imgproxy::fuzzing::imgproxy_path;
@@ -257,7 +257,7 @@ pub fn dates(lines: &[u8]) {
 
 fn record(headers: HeaderMap, initial_age: u64) -> Record {
     Record {
-        key_digest: [0; 32],
+        identity: Identity::of(&crate::entry::Key::from_parts("test", 1, [0; 32], [0; 32])),
         status: StatusCode::OK,
         headers,
         response_time: NOW,

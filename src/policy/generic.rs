@@ -6,9 +6,10 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, header};
 use percent_encoding::percent_decode;
 
-use super::key::{KeyHasher, Keyed};
+use super::decide::Keyed;
 use super::request::is_precondition_or_range;
 use super::{BypassReason, Forward, Generic, Query, RequestHead};
+use crate::entry::KeyHasher;
 
 /// Fields that frameworks take in place of the method, the host, the path or the port, so that one
 /// client could choose what all others get. (`X-Forwarded-Proto` is Envoy's own and stays.)

@@ -26,10 +26,11 @@ use sha2::Sha256;
 
 use self::path::{ImagePath, Processing, Source, Target, UrlOption};
 use self::variant::Variant;
-use super::key::{KeyHasher, Keyed};
+use super::decide::Keyed;
 use super::request::{is_precondition_or_range, is_untouchable};
 use super::{BypassReason, FieldName, Forward, RequestHead};
 use crate::clock::Timestamp;
+use crate::entry::KeyHasher;
 use crate::written::Each;
 
 /// URL-safe base64 without padding; like imgproxy's it does not care about bits that belong to no

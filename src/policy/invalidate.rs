@@ -1,13 +1,11 @@
 //! Invalidation by methods that change things (RFC 9111 section 4.4).
 
-use std::sync::Arc;
-
 use fluent_uri::{Uri, UriRef};
 use http::header::{CONTENT_LOCATION, LOCATION};
 use http::{HeaderName, Method};
 
-use super::key::Source;
 use super::{Kind, Policy, Provenance, RequestHead, ResponseHead, generic};
+use crate::entry::Source;
 
 /// The fields of a response that name what else has changed.
 const LOCATIONS: [HeaderName; 2] = [LOCATION, CONTENT_LOCATION];
@@ -57,11 +55,7 @@ impl Policy {
         let Kind::Generic(_) = &self.kind else {
             return None;
         };
-        Some(Source {
-            namespace: Arc::clone(&self.namespace),
-            epoch: self.epoch,
-            digest: generic::source(&request.key_host(), path),
-        })
+        Some(self.source(generic::source(&request.key_host(), path)))
     }
 }
 

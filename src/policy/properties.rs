@@ -26,7 +26,7 @@ use super::{
     NotStorable, Policy, Provenance, Statuses, Storable,
 };
 use crate::clock::Timestamp;
-use crate::entry::{BodyProof, Record};
+use crate::entry::{BodyProof, Identity, Record};
 
 const LARGEST: u64 = 1000;
 
@@ -101,7 +101,7 @@ fn forbidden_fields(meant: &Meant) -> Vec<&'static str> {
 
 fn record(storable: &Storable) -> Record {
     Record {
-        key_digest: [0; 32],
+        identity: Identity::of(&crate::entry::Key::from_parts("test", 1, [0; 32], [0; 32])),
         status: storable.status,
         headers: storable.headers.clone(),
         response_time: storable.response_time,
@@ -236,7 +236,7 @@ proptest! {
         };
         prop_assert_eq!(updated.status, stored.status);
         prop_assert_eq!(updated.body, stored.body);
-        prop_assert_eq!(updated.key_digest, stored.key_digest);
+        prop_assert_eq!(updated.identity, stored.identity);
         prop_assert_eq!(updated.headers.get(CONTENT_TYPE), stored.headers.get(CONTENT_TYPE));
         // A targeted field from before still counts for us.
         let is_directed_anew = second.meant.is_targeted || !updated.headers.contains_key(CDN);

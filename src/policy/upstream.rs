@@ -6,7 +6,7 @@ use http::header::{CONNECTION, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::{Forward, Kind, Policy, RequestHead};
-use crate::transport::Endpoint;
+use crate::endpoint::Endpoint;
 
 /// Where a policy's responses come from, for requests that do not go through the proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,61 +1,54 @@
 //! What is to be done about it.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::Session;
-use super::event::AbortReason;
-use crate::entry::{BodyProof, Record};
-use crate::policy::{Fetch, Forward, Key, LookupMethod, Source, Storable};
+use super::fill::{CopyStep, FillPlan, Freshened};
+use crate::entry::{BodyProof, Key, Source};
+use crate::policy::{Fetch, Forward, LookupMethod};
 
-/// What the shell does next. Every message of the proxy is answered by exactly one [`Reply`].
+/// What the shell does next. A request head and a response head are each answered by exactly one [`Reply`];
+/// the bytes of a body are never changed.
 #[derive(Debug)]
 pub enum Effect {
-    /// Ask the store; its answer is the next event. The message stays unanswered until then.
+    /// Look the key up; the next event is its answer.
     LookUp {
-        /// What to ask for.
+        /// The key.
         key: Key,
         /// Whether the body is needed.
         method: LookupMethod,
     },
-    /// Take the part that is left among the requests for this key; it is the next event. The message
-    /// stays unanswered until then.
+    /// Take the role that is left among the requests for this key; it is the next event.
     Join(Key),
-    /// Wait for what becomes of the request that this one follows; its end is the next event. The
-    /// message stays unanswered until then.
+    /// Wait for the request that this one follows; its end is the next event.
     Follow,
-    /// Take the task to refresh this key; whether it was free is the next event. The message stays
-    /// unanswered until then.
+    /// Take the task to refresh this key; the next event tells whether it was free.
     ClaimRefresh(Key),
-    /// Ask the upstream, in the background and with a session of its own, and answer the message.
-    /// Does nothing else where that cannot be done now.
+    /// Ask the upstream in the background, with a session of its own, and reply. Only reply where that cannot be
+    /// done now.
     Refresh(Box<Refresh>, Reply),
-    /// Ask the upstream with a session of its own; how that ended is the next event. The message
-    /// stays unanswered until then.
+    /// Ask the upstream with a session of its own; how that ended is the next event.
     Fetch(Box<Refresh>),
-    /// Begin a copy of the response; whether it could be begun is the next event. The message
-    /// stays unanswered until then.
+    /// Ask the upstream in the background, in the place of this request.
+    Complete(Box<Refresh>),
+    /// Begin a copy of the response; the next event tells whether it could be begun.
     Begin(Box<FillPlan>),
-    /// Answer the message.
-    Reply(Reply),
-    /// Do this for the copy, and answer the message with [`Reply::Continue`].
+    /// Do this for the copy. [`CopyStep::Finish`] is followed by an event, the others only when the copy is lost.
     Copy(CopyStep),
-    /// The copy of a response without a body is whole: finish it, and answer the message.
-    Finish(Reply),
-    /// Give a stored response its new record in the background, and answer the message.
+    /// Reply.
+    Reply(Reply),
+    /// Give a stored response its new record in the background, and reply.
     Freshen(Box<Freshened>, Reply),
-    /// Remove this entry in the background, and answer the message.
+    /// Remove this entry in the background, and reply.
     Forget(Key, Reply),
-    /// From now on use nothing of these sources that was stored or asked for before, and answer the
-    /// message.
+    /// From now on use nothing of these sources that was stored or asked for before, and reply.
     Invalidate(Vec<Source>, Reply),
-    /// Nothing: the event was not a message.
+    /// Do nothing: bytes pass, or nobody is there to reply to.
     Nothing,
 }
 
-/// The answer to one message.
+/// The answer to a request head or a response head.
 #[derive(Debug)]
 pub enum Reply {
     /// Send the request on as it is and leave this cache out of the rest.
@@ -68,22 +61,17 @@ pub enum Reply {
     Pass(Passed),
     /// Send the response on and show its body.
     Mirror(Passed),
-    /// Send these bytes on.
-    Continue,
 }
 
 /// What is changed of a response that passes.
 #[derive(Debug)]
 pub struct Passed {
     /// Our member of `Cache-Status`, added to those that are there.
-    pub status: HeaderValue,
+    pub cache_status: HeaderValue,
     /// Whether its entity tag is taken out: hits will have one of their own.
     pub loses_etag: bool,
     /// Added to `Via`.
     pub via: Option<HeaderValue>,
-    /// How long requests for this key do not wait for each other, because of what this response says
-    /// (hit-for-miss).
-    pub alone: Duration,
 }
 
 /// A complete answer out of the store.
@@ -106,8 +94,8 @@ pub enum HitBody {
     Length(u64),
     /// Here, whole and proved.
     Held(Vec<Bytes>),
-    /// These bytes of the store's stream, which the shell holds. It proves all of the stream before
-    /// the last of them leaves.
+    /// These bytes of the store's stream, which the shell holds. It proves all of the stream before the last of
+    /// them leaves.
     Streamed {
         /// Offset of the first byte.
         first: u64,
@@ -118,17 +106,6 @@ pub enum HitBody {
     },
 }
 
-/// Where the body of a stored response is.
-#[derive(Debug, Clone)]
-pub enum StoredBody {
-    /// The method asks for none.
-    NotNeeded,
-    /// Here, whole and proved.
-    Held(Vec<Bytes>),
-    /// In the store's stream, which the shell holds.
-    Streamed,
-}
-
 /// A request of our own, and what follows from its answer.
 #[derive(Debug)]
 pub struct Refresh {
@@ -136,52 +113,6 @@ pub struct Refresh {
     pub key: Key,
     /// The request.
     pub fetch: Fetch,
-    /// Takes the response; whatever it wants to reply has nobody to go to.
+    /// Takes the response. Nobody is there for its replies.
     pub session: Session,
-}
-
-/// A stored response that the upstream confirmed.
-#[derive(Debug)]
-pub struct Freshened {
-    /// Its key.
-    pub key: Key,
-    /// Its record from now on.
-    pub record: Record,
-    /// Its body, as far as it is here.
-    pub body: StoredBody,
-}
-
-/// What happens to the copy of a response.
-#[derive(Debug)]
-pub enum CopyStep {
-    /// The next bytes.
-    Append(Bytes),
-    /// The last bytes: the copy is whole and verified, and may be committed.
-    Finish(Bytes),
-    /// Nothing must be left behind.
-    Abort(AbortReason),
-}
-
-/// What a fill will store, and under which key.
-#[derive(Debug)]
-pub struct FillPlan {
-    /// The entry's key.
-    pub key: Key,
-    /// Everything about it but its body.
-    pub storable: Storable,
-    /// What is stored beside it, once it is stored.
-    pub signpost: Option<Signpost>,
-    /// Whether it answers requests that wait for it, too: it is fresh as it comes.
-    pub is_fresh: bool,
-    /// Otherwise, how long requests for this key do not wait for each other (hit-for-miss).
-    pub alone: Duration,
-}
-
-/// The record without a body under the primary key of responses that vary by more than that.
-#[derive(Debug, Clone)]
-pub struct Signpost {
-    /// The primary key.
-    pub key: Key,
-    /// Its record.
-    pub record: Record,
 }

@@ -5,31 +5,31 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::StatusCode;
 
-use super::effect::StoredBody;
+use super::fill::{AbortReason, StoredBody};
 use crate::entry::Record;
 use crate::policy::{MissReason, RequestHead, ResponseHead};
 
-/// Something that happened. All of it is HTTP's or the store's.
+/// Something that happened. All of it is HTTP's, the store's, or of other requests for the same.
 #[derive(Debug)]
 pub enum Event {
     /// A request's head arrived.
     Request(RequestHead),
-    /// The store answered the lookup.
-    Answer(Answer),
-    /// Which part this request has among those for the same key.
-    Part(Part),
-    /// What this request has followed is over. `again`: something was stored, so that it may follow
+    /// The lookup is over.
+    LookedUp(LookupAnswer),
+    /// This request has this role among those for the same key.
+    Joined(CollapseRole),
+    /// The wait for another request is over. `again`: something was stored, so that this request may follow
     /// another one if that is not for it.
     Followed {
-        /// See above.
+        /// Whether something was stored.
         again: bool,
     },
-    /// The task to refresh the key is this request's, as long as it lasts.
+    /// This request refreshes the key, as long as it lasts.
     RefreshClaimed,
     /// Another request refreshes the key.
     RefreshTaken,
-    /// Our own request to the upstream ended.
-    Fetched(Fetched),
+    /// The request of our own to the upstream ended.
+    Fetched(FetchOutcome),
     /// The response's head arrived.
     Response(ResponseHead),
     /// The next bytes of the response's body arrived.
@@ -39,33 +39,59 @@ pub enum Event {
         /// Whether the response ends with them.
         is_end: bool,
     },
+    /// The response ended with trailer fields.
+    Trailers,
     /// The copy of the response was begun.
-    CopyBegun,
+    CopyBegun {
+        /// Whether it is held in memory, so that others can be served from it as soon as it is whole.
+        is_held: bool,
+    },
+    /// The copy is not held any more: it goes to the store while it passes.
+    CopyPassesOn,
+    /// The copy has its last bytes and was handed over.
+    CopyFinished,
     /// The copy could not be begun, or can no longer be kept.
     CopyLost(AbortReason),
+    /// The copy took too long. The response goes on.
+    Expired {
+        /// Which limit it is.
+        reason: AbortReason,
+        /// Whether others wait for this request.
+        is_followed: bool,
+    },
+    /// The client has left before the end of the response.
+    ClientLeft {
+        /// Whether others wait for this request.
+        is_followed: bool,
+    },
 }
 
 impl Event {
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Request(_) => "request head",
-            Self::Answer(_) => "store's answer",
-            Self::Part(_) => "part among requests",
+            Self::LookedUp(_) => "end of the lookup",
+            Self::Joined(_) => "role among requests",
             Self::Followed { .. } => "end of what was followed",
             Self::RefreshClaimed => "claim of the refresh",
             Self::RefreshTaken => "refusal of the refresh",
             Self::Fetched(_) => "end of the fetch",
             Self::Response(_) => "response head",
             Self::Body { .. } => "response body",
-            Self::CopyBegun => "begin of the copy",
+            Self::Trailers => "response trailers",
+            Self::CopyBegun { .. } => "begin of the copy",
+            Self::CopyPassesOn => "passing on of the copy",
+            Self::CopyFinished => "end of the copy",
             Self::CopyLost(_) => "loss of the copy",
+            Self::Expired { .. } => "end of the copy's time",
+            Self::ClientLeft { .. } => "client's leaving",
         }
     }
 }
 
-/// The part of one request among those for the same key.
+/// The role of one request among those for the same key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
+pub enum CollapseRole {
     /// It is sent on, whether others wait for it or not.
     SentOn,
     /// It waits for another one.
@@ -74,8 +100,8 @@ pub enum Part {
 
 /// How a request of our own to the upstream ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Fetched {
-    /// The entry was confirmed, and has its new record.
+pub enum FetchOutcome {
+    /// The upstream confirmed the entry, which has its new record.
     Freshened,
     /// There is a new entry.
     Stored,
@@ -83,11 +109,11 @@ pub enum Fetched {
     Failed(StatusCode),
     /// The upstream's answer was not stored.
     NotStored,
-    /// It was not made, or did not end in time.
+    /// The request was not made, or did not end in time.
     Nothing,
 }
 
-impl Fetched {
+impl FetchOutcome {
     /// The word for labels and logs.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -102,8 +128,8 @@ impl Fetched {
 
 /// What a lookup gave.
 #[derive(Debug)]
-pub enum Answer {
-    /// An entry; whether it can be used is for the session to say.
+pub enum LookupAnswer {
+    /// An entry. The session says whether it can be used.
     Found {
         /// Its record.
         record: Arc<Record>,
@@ -112,47 +138,4 @@ pub enum Answer {
     },
     /// Nothing that can be served, and why.
     Nothing(MissReason),
-}
-
-/// Why a fill leaves nothing behind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum AbortReason {
-    /// The response was cut before its end, by the upstream or because the client left.
-    Cut,
-    /// The body was not as long as declared.
-    Length,
-    /// The body does not begin like the image that it is declared to be.
-    NotDeclaredImage,
-    /// The body grew beyond what can be served again.
-    TooLarge,
-    /// No room in the memory budget.
-    Budget,
-    /// The fill's deadline passed.
-    Deadline,
-    /// The body came more slowly than a copy may.
-    Slow,
-    /// The store could not take it, or not as fast as it came.
-    Store,
-    /// The record was too large to be kept.
-    RecordTooLarge,
-    /// What it is for was invalidated meanwhile.
-    Invalidated,
-}
-
-impl AbortReason {
-    /// The word for labels and logs.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Cut => "cut",
-            Self::Length => "length",
-            Self::NotDeclaredImage => "not_declared_image",
-            Self::TooLarge => "too_large",
-            Self::Budget => "budget",
-            Self::Deadline => "deadline",
-            Self::Slow => "slow",
-            Self::Store => "store",
-            Self::RecordTooLarge => "record_too_large",
-            Self::Invalidated => "invalidated",
-        }
-    }
 }

@@ -34,49 +34,55 @@
 
 mod effect;
 mod event;
-mod state;
+mod fill;
+mod filling;
+mod forwarded;
+mod keyed_request;
+mod looking_up;
+mod report;
 
 use std::sync::Arc;
 
-pub use self::effect::{
-    CopyStep, Effect, FillPlan, Freshened, Hit, HitBody, Passed, Refresh, Reply, Signpost,
-    StoredBody,
-};
-pub use self::event::{AbortReason, Answer, Event, Fetched, Part};
-use self::state::{
-    Beginning, Claiming, Done, Draining, Fetching, Filling, Following, Forwarded, Joining,
-    LookingUp, Start, Watching,
-};
-pub use self::state::{Copied, Step};
+pub use self::effect::{Effect, Hit, HitBody, Passed, Refresh, Reply};
+pub use self::event::{CollapseRole, Event, FetchOutcome, LookupAnswer};
+pub use self::fill::{AbortReason, CopyStep, FillPlan, Freshened, StoredBody, VaryIndex};
+pub use self::filling::Step;
+use self::filling::{Beginning, Done, Draining, Filling, Finishing, done};
+use self::forwarded::{Forwarded, Watching};
+use self::keyed_request::KeyedRequest;
+use self::looking_up::{AwaitingFetch, Claiming, FollowingAnother, Joining, LookingUp, Start};
+pub use self::report::{Copied, Report, Staleness, Verdict};
 use crate::clock::Timestamp;
-use crate::policy::{BypassReason, MissReason, Outcome, Policy};
+use crate::policy::{BypassReason, Policy};
 
 /// Where a request stands.
 #[derive(Debug)]
 pub enum Session {
-    /// No message yet.
+    /// No message has come.
     Start(Start),
     /// The request was sent on because of its method; its answer may invalidate something.
     Watching(Watching),
-    /// The store was asked.
+    /// The lookup is under way.
     LookingUp(LookingUp),
     /// Nothing usable is stored; another request for the same may be under way.
     Joining(Joining),
     /// Another request for the same is under way.
-    Following(Following),
+    Following(FollowingAnother),
     /// The entry is stale, and another request may be refreshing it.
     Claiming(Claiming),
-    /// The entry is stale and too large to be held; we ask about it ourselves.
-    Fetching(Fetching),
+    /// The entry is stale and too large to be held; a request of our own asks about it.
+    AwaitingFetch(AwaitingFetch),
     /// The request was sent on.
     Forwarded(Forwarded),
     /// The response may be stored; the shell was asked for a copy.
     Beginning(Beginning),
     /// The body passes, and its copy is kept.
     Filling(Filling),
+    /// The copy is whole; the shell was asked to hand it over.
+    Finishing(Finishing),
     /// The body passes, and nothing of it is kept any more.
     Draining(Draining),
-    /// The last answer was given.
+    /// The request is over.
     Done(Done),
 }
 
@@ -90,99 +96,6 @@ pub struct Unexpected {
     pub event: &'static str,
 }
 
-/// How a request ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Report {
-    /// Not looked up.
-    Bypass(BypassReason),
-    /// Answered from the store.
-    Hit,
-    /// Answered from the store, stale, because another request refreshes the entry, or because the
-    /// upstream failed.
-    Stale,
-    /// Answered with what another request for the same got meanwhile.
-    Collapsed,
-    /// Answered from the store, after the upstream confirmed it.
-    Revalidated,
-    /// Sent on.
-    Miss {
-        /// Why there was no hit.
-        reason: MissReason,
-        /// What became of the copy.
-        copy: Copied,
-    },
-    /// Sent on because of its method.
-    Method {
-        /// Whether its answer invalidated something.
-        invalidates: bool,
-    },
-    /// The client left before there was an answer.
-    Left,
-}
-
-impl Report {
-    /// The one word for it.
-    pub fn outcome(self) -> Outcome {
-        match self {
-            Self::Bypass(_) => Outcome::Bypass,
-            Self::Hit => Outcome::Hit,
-            Self::Stale => Outcome::Stale,
-            Self::Collapsed => Outcome::Collapsed,
-            Self::Revalidated => Outcome::Revalidated,
-            Self::Method { .. } => Outcome::Method,
-            Self::Miss { .. } | Self::Left => Outcome::Miss,
-        }
-    }
-
-    /// What became of the copy, in one word; empty where there could be none.
-    pub fn copy(self) -> &'static str {
-        match self {
-            Self::Bypass(_)
-            | Self::Hit
-            | Self::Stale
-            | Self::Collapsed
-            | Self::Revalidated
-            | Self::Method { .. }
-            | Self::Left => "",
-            Self::Miss { copy, .. } => match copy {
-                Copied::NotWanted => "",
-                Copied::Refused(refusal) => refusal.as_str(),
-                Copied::Whole => "whole",
-                Copied::Aborted(reason) => reason.as_str(),
-            },
-        }
-    }
-
-    /// Takes back that the copy was whole: the shell lost it with its last bytes.
-    pub fn lose_copy(&mut self, reason: AbortReason) {
-        match self {
-            Self::Miss { copy, .. } => *copy = Copied::Aborted(reason),
-            Self::Bypass(_)
-            | Self::Hit
-            | Self::Stale
-            | Self::Collapsed
-            | Self::Revalidated
-            | Self::Method { .. }
-            | Self::Left => {}
-        }
-    }
-
-    /// Why, in one word; empty for a hit.
-    pub fn reason(self) -> &'static str {
-        match self {
-            Self::Bypass(reason) => reason.as_str(),
-            Self::Hit
-            | Self::Stale
-            | Self::Collapsed
-            | Self::Revalidated
-            | Self::Method { invalidates: false } => "",
-            Self::Method { invalidates: true } => "invalidates",
-            Self::Miss { reason, .. } => reason.as_str(),
-            Self::Left => "client_left",
-        }
-    }
-}
-
 impl Session {
     /// A request of a route with this policy. `largest_bytes` is the largest body that can be
     /// served again, and so the largest that is stored.
@@ -191,6 +104,31 @@ impl Session {
             policy,
             largest_bytes,
         })
+    }
+
+    /// A request that is over before it began.
+    pub fn over(report: Report) -> Self {
+        Self::Done(Done {
+            report,
+            verdict: Verdict::NOTHING,
+        })
+    }
+
+    /// Leaves a request alone.
+    fn bypassed(reason: BypassReason) -> Step {
+        let effect = Effect::Reply(Reply::Bypass);
+        done(Report::Bypass(reason), Verdict::NOTHING, effect)
+    }
+
+    /// Takes what happened at `now`, and stays at the state that follows.
+    ///
+    /// # Errors
+    /// [`Unexpected`] when it cannot happen here; the session is over then.
+    pub fn advance(&mut self, event: Event, now: Timestamp) -> Result<Effect, Unexpected> {
+        let over = Self::over(self.report());
+        let (next, effect) = std::mem::replace(self, over).handle(event, now)?;
+        *self = next;
+        Ok(effect)
     }
 
     /// Takes what happened at `now`.
@@ -202,21 +140,48 @@ impl Session {
             state: self.name(),
             event: event.name(),
         };
-        match (self, event) {
-            (Self::Start(state), Event::Request(head)) => Ok(state.request(head, now)),
-            (Self::Watching(state), Event::Response(head)) => Ok(state.response(&head)),
-            (Self::LookingUp(state), Event::Answer(answer)) => Ok(state.answer(answer, now)),
-            (Self::Joining(state), Event::Part(part)) => Ok(state.joined(part, now)),
-            (Self::Following(state), Event::Followed { again }) => Ok(state.ended(again)),
-            (Self::Claiming(state), Event::RefreshClaimed) => Ok(state.claimed(now)),
-            (Self::Claiming(state), Event::RefreshTaken) => Ok(state.taken(now)),
-            (Self::Fetching(state), Event::Fetched(end)) => Ok(state.ended(end, now)),
-            (Self::Forwarded(state), Event::Response(head)) => Ok(state.response(&head, now)),
-            (Self::Filling(state), Event::Body { bytes, is_end }) => Ok(state.body(bytes, is_end)),
-            (Self::Beginning(state), Event::CopyBegun) => Ok(state.begun()),
-            (Self::Beginning(state), Event::CopyLost(reason)) => Ok(state.lost(reason)),
-            (Self::Filling(state), Event::CopyLost(reason)) => Ok(state.lost(reason)),
-            (Self::Draining(state), Event::Body { is_end, .. }) => Ok(state.body(is_end)),
+        Ok(match (self, event) {
+            (Self::Start(state), Event::Request(head)) => state.request(head, now),
+            (Self::Watching(state), Event::Response(head)) => state.response(&head),
+            (Self::LookingUp(state), Event::LookedUp(answer)) => state.answered(answer, now),
+            (Self::Joining(state), Event::Joined(role)) => state.joined(role, now),
+            (Self::Following(state), Event::Followed { again }) => state.ended(again),
+            (Self::Claiming(state), Event::RefreshClaimed) => state.claimed(now),
+            (Self::Claiming(state), Event::RefreshTaken) => state.taken(now),
+            (Self::AwaitingFetch(state), Event::Fetched(end)) => state.ended(end, now),
+            (Self::Forwarded(state), Event::Response(head)) => state.response(&head, now),
+            (Self::Beginning(state), Event::CopyBegun { is_held }) => state.begun(is_held),
+            (Self::Beginning(state), Event::CopyLost(reason)) => state.lost(reason),
+            (Self::Filling(state), Event::Body { bytes, is_end }) => state.body(bytes, is_end),
+            (Self::Filling(state), Event::Trailers) => state.trailers(),
+            (Self::Filling(state), Event::CopyPassesOn) => state.passes_on(),
+            (Self::Filling(state), Event::CopyLost(reason)) => state.lost(reason),
+            (
+                Self::Filling(state),
+                Event::Expired {
+                    reason,
+                    is_followed,
+                },
+            ) => {
+                // Whoever waits should not have to begin anew.
+                let wanted = state.completable.as_ref().filter(|_| is_followed);
+                let refresh = wanted.and_then(|request| request.completion(true, now));
+                let (next, effect) = state.lost(reason);
+                (next, completing(refresh, effect))
+            }
+            (Self::Finishing(state), Event::CopyFinished) => state.finished(),
+            (Self::Finishing(state), Event::CopyLost(reason)) => state.lost(reason),
+            (Self::Draining(state), Event::Body { is_end, .. }) => state.body(is_end),
+            (Self::Draining(state), Event::Trailers) => state.body(true),
+            (state, Event::ClientLeft { is_followed }) => {
+                let completable = state.completable();
+                let refresh = completable.and_then(|request| request.completion(is_followed, now));
+                let over = Self::Done(Done {
+                    report: state.report(),
+                    verdict: Verdict::Left,
+                });
+                (over, completing(refresh, Effect::Nothing))
+            }
             (
                 Self::Start(_)
                 | Self::Watching(_)
@@ -224,60 +189,78 @@ impl Session {
                 | Self::Joining(_)
                 | Self::Following(_)
                 | Self::Claiming(_)
-                | Self::Fetching(_)
+                | Self::AwaitingFetch(_)
                 | Self::Forwarded(_)
                 | Self::Beginning(_)
                 | Self::Filling(_)
+                | Self::Finishing(_)
                 | Self::Draining(_)
                 | Self::Done(_),
                 _,
-            ) => Err(unexpected),
-        }
+            ) => return Err(unexpected),
+        })
     }
 
-    /// A request of our own for what this one was sent on for, which is cut now; `None` where the policy
-    /// names no upstream, or wants it only where others wait.
-    pub fn completion(&self, is_followed: bool, now: Timestamp) -> Option<Refresh> {
-        let asked = match self {
-            Self::Forwarded(state) => state.asked(),
-            Self::Beginning(state) => state.filling.asked(),
-            Self::Filling(state) => state.asked(),
-            Self::Start(_)
-            | Self::Watching(_)
-            | Self::LookingUp(_)
-            | Self::Joining(_)
-            | Self::Following(_)
-            | Self::Claiming(_)
-            | Self::Fetching(_)
-            | Self::Draining(_)
-            | Self::Done(_) => None,
-        };
-        asked?.completion(is_followed, now)
-    }
-
-    /// Whether the last answer was given.
+    /// Whether the request is over.
     pub fn is_done(&self) -> bool {
         matches!(self, Self::Done(_))
     }
 
     /// How the request ended, if nothing more comes.
     pub fn report(&self) -> Report {
+        let cut = Copied::Aborted(AbortReason::Cut);
         match self {
             Self::Start(_)
             | Self::LookingUp(_)
             | Self::Joining(_)
             | Self::Following(_)
             | Self::Claiming(_)
-            | Self::Fetching(_) => Report::Left,
+            | Self::AwaitingFetch(_) => Report::Left,
             Self::Watching(_) => Report::Method { invalidates: false },
-            Self::Forwarded(state) => Report::Miss {
-                reason: state.reason,
-                copy: Copied::Aborted(AbortReason::Cut),
-            },
-            Self::Beginning(state) => state.filling.cut(),
-            Self::Filling(state) => state.cut(),
-            Self::Draining(state) => state.report(),
+            Self::Forwarded(state) => state.report(None, cut),
+            Self::Beginning(state) => state.filling.report(cut),
+            Self::Filling(state) => state.report(cut),
+            Self::Finishing(state) => state.filling.report(cut),
+            Self::Draining(state) => state.0.report,
             Self::Done(state) => state.report,
+        }
+    }
+
+    /// What those that wait for this request learn by now; `None` while they have to go on waiting.
+    pub fn verdict(&self) -> Option<Verdict> {
+        match self {
+            Self::Start(_)
+            | Self::Watching(_)
+            | Self::LookingUp(_)
+            | Self::Joining(_)
+            | Self::Following(_)
+            | Self::Claiming(_)
+            | Self::AwaitingFetch(_)
+            | Self::Forwarded(_)
+            | Self::Beginning(_)
+            | Self::Finishing(_) => None,
+            Self::Filling(state) => state.verdict(),
+            Self::Draining(state) => Some(state.0.verdict),
+            Self::Done(state) => Some(state.verdict),
+        }
+    }
+
+    /// What is asked for, where a request of our own could get it in the place of this one.
+    fn completable(&self) -> Option<&KeyedRequest> {
+        match self {
+            Self::Forwarded(state) => state.completable(),
+            Self::Beginning(state) => state.filling.completable.as_deref(),
+            Self::Filling(state) => state.completable.as_deref(),
+            Self::Start(_)
+            | Self::Watching(_)
+            | Self::LookingUp(_)
+            | Self::Joining(_)
+            | Self::Following(_)
+            | Self::Claiming(_)
+            | Self::AwaitingFetch(_)
+            | Self::Finishing(_)
+            | Self::Draining(_)
+            | Self::Done(_) => None,
         }
     }
 
@@ -289,13 +272,21 @@ impl Session {
             Self::Joining(_) => "joining",
             Self::Following(_) => "following",
             Self::Claiming(_) => "claiming a refresh",
-            Self::Fetching(_) => "fetching",
+            Self::AwaitingFetch(_) => "waiting for a fetch",
             Self::Forwarded(_) => "waiting for a response",
             Self::Beginning(_) => "beginning a copy",
             Self::Filling(_) => "filling",
+            Self::Finishing(_) => "finishing a copy",
             Self::Draining(_) => "draining",
             Self::Done(_) => "done",
         }
+    }
+}
+
+fn completing(refresh: Option<Refresh>, otherwise: Effect) -> Effect {
+    match refresh {
+        Some(refresh) => Effect::Complete(Box::new(refresh)),
+        None => otherwise,
     }
 }
 

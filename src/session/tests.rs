@@ -5,8 +5,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use proptest::prelude::*;
 
 use super::*;
-use crate::entry::{BodyProof, Record};
-use crate::policy::{Key, Kind, Provenance, RequestHead, ResponseHead, Validators, testing};
+use crate::entry::Key;
+use crate::entry::{BodyProof, Identity, Record};
+use crate::policy::{Kind, MissReason, Provenance, RequestHead, ResponseHead, Validators, testing};
 
 mod collapsing;
 mod fetching;
@@ -56,6 +57,9 @@ fn response(length: usize) -> Event {
     })
 }
 
+/// As if it were held.
+const COPY_BEGUN: Event = Event::CopyBegun { is_held: true };
+
 fn body(bytes: impl Into<Bytes>, is_end: bool) -> Event {
     Event::Body {
         bytes: bytes.into(),
@@ -79,7 +83,10 @@ fn looking_up(method: Method) -> (Session, Key) {
 /// A session that has sent its request on.
 fn forwarded(method: Method) -> Session {
     let (session, _) = looking_up(method);
-    let (session, effect) = step(session, Event::Answer(Answer::Nothing(MissReason::Absent)));
+    let (session, effect) = step(
+        session,
+        Event::LookedUp(LookupAnswer::Nothing(MissReason::Absent)),
+    );
     assert!(
         matches!(effect, Effect::Reply(Reply::Forward(_))),
         "{effect:?}"
@@ -91,9 +98,9 @@ fn forwarded(method: Method) -> Session {
 fn filling(length: usize) -> Session {
     let (session, effect) = step(forwarded(Method::GET), response(length));
     assert!(matches!(effect, Effect::Begin(_)), "{effect:?}");
-    let (session, effect) = step(session, Event::CopyBegun);
+    let (session, effect) = step(session, COPY_BEGUN);
     let passed = passed(effect);
-    assert_eq!(passed.status, "afterimage; fwd=miss; stored");
+    assert_eq!(passed.cache_status, "afterimage; fwd=miss; stored");
     assert!(passed.loses_etag);
     session
 }
@@ -116,7 +123,7 @@ fn hit(effect: Effect) -> Hit {
 fn record(key: &Key, age: u64) -> Arc<Record> {
     Arc::new(Record {
         variants: None,
-        key_digest: *key.digest(),
+        identity: Identity::of(key),
         status: StatusCode::OK,
         headers: [(
             HeaderName::from_static("cache-control"),
@@ -140,14 +147,14 @@ fn in_window(key: &Key) -> Arc<Record> {
 
 /// An entry whose body is not held.
 fn large(record: Arc<Record>) -> Event {
-    Event::Answer(Answer::Found {
+    Event::LookedUp(LookupAnswer::Found {
         record,
         body: StoredBody::Streamed,
     })
 }
 
 fn found(record: Arc<Record>) -> Event {
-    Event::Answer(Answer::Found {
+    Event::LookedUp(LookupAnswer::Found {
         record,
         body: StoredBody::Held(vec![Bytes::from_static(PNG)]),
     })
@@ -161,7 +168,7 @@ fn a_fresh_entry_is_a_hit_with_age_and_cache_status() {
     assert_eq!(hit.headers["age"], "7");
     assert_eq!(hit.headers["cache-status"], "afterimage; hit; ttl=53");
     assert!(matches!(hit.body, HitBody::Held(_)));
-    assert_eq!(session.report(), Report::Hit);
+    assert_eq!(session.report(), Report::Hit { ttl: 53 });
 }
 
 #[test]
@@ -188,9 +195,9 @@ fn a_stale_entry_is_forwarded_and_says_so() {
     let (session, key) = looking_up(Method::GET);
     let (session, _) = step(session, found(record(&key, 60)));
     let (session, _) = step(session, response(PNG.len()));
-    let (_, effect) = step(session, Event::CopyBegun);
+    let (_, effect) = step(session, COPY_BEGUN);
     assert_eq!(
-        passed(effect).status,
+        passed(effect).cache_status,
         "afterimage; fwd=stale; fwd-status=200; stored"
     );
 }
@@ -253,7 +260,8 @@ fn rfc5861_4_an_error_is_answered_with_the_stale_entry_inside_its_window() {
     for provenance in [Provenance::Upstream, Provenance::Local] {
         let (session, _) = asking(100, &[]);
         let (session, effect) = step(session, answer_of(503, provenance));
-        assert_eq!(session.report(), Report::Stale);
+        let failed = Staleness::IfError(StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(session.report(), Report::Stale(failed));
         let hit = hit(effect);
         assert_eq!(hit.headers["age"], "100");
         assert_eq!(
@@ -264,7 +272,7 @@ fn rfc5861_4_an_error_is_answered_with_the_stale_entry_inside_its_window() {
     let (session, _) = asking(160, &[]);
     let (_, effect) = step(session, answer_of(503, Provenance::Local));
     assert_eq!(
-        passed(effect).status,
+        passed(effect).cache_status,
         "afterimage; fwd=stale; fwd-status=503"
     );
 }
@@ -288,7 +296,8 @@ fn rfc5861_3_in_its_window_one_request_asks_and_the_others_get_the_stale_entry()
         hit(effect).headers["cache-status"],
         "afterimage; hit; ttl=-5"
     );
-    assert_eq!(session.report(), Report::Stale);
+    let refreshed = Staleness::WhileRevalidate { seconds: 5 };
+    assert_eq!(session.report(), Report::Stale(refreshed));
     let (_, effect) = claiming(Method::HEAD);
     assert!(matches!(hit(effect).body, HitBody::Length(_)));
 }
@@ -309,7 +318,7 @@ fn a_part_of_a_held_body_is_cut_out_of_its_chunks() {
         (3, 3, "345"),
         (5, 2, "56"),
     ] {
-        let part = super::state::slice(chunks(), first, length).concat();
+        let part = super::keyed_request::slice(chunks(), first, length).concat();
         assert_eq!(part, expected.as_bytes());
     }
 }
@@ -317,14 +326,17 @@ fn a_part_of_a_held_body_is_cut_out_of_its_chunks() {
 #[test]
 fn a_head_that_misses_is_forwarded_unchanged_and_never_fills() {
     let (session, _) = looking_up(Method::HEAD);
-    let (session, effect) = step(session, Event::Answer(Answer::Nothing(MissReason::Absent)));
+    let (session, effect) = step(
+        session,
+        Event::LookedUp(LookupAnswer::Nothing(MissReason::Absent)),
+    );
     let Effect::Reply(Reply::Forward(changes)) = effect else {
         panic!("{effect:?}")
     };
     assert_eq!(changes, crate::policy::Forward::default());
     let (session, effect) = step(session, response(PNG.len()));
     let passed = passed(effect);
-    assert_eq!(passed.status, "afterimage; fwd=miss");
+    assert_eq!(passed.cache_status, "afterimage; fwd=miss");
     assert!(!passed.loses_etag);
     assert!(session.is_done());
 }
@@ -334,7 +346,7 @@ fn a_copy_that_cannot_be_begun_lets_the_response_pass_and_promises_nothing() {
     let (session, _) = step(forwarded(Method::GET), response(PNG.len()));
     let (session, effect) = step(session, Event::CopyLost(AbortReason::Budget));
     let passed = passed(effect);
-    assert_eq!(passed.status, "afterimage; fwd=miss");
+    assert_eq!(passed.cache_status, "afterimage; fwd=miss");
     assert!(!passed.loses_etag);
     assert_eq!(session.report().copy(), "budget");
 }
@@ -345,7 +357,49 @@ fn a_whole_and_verified_body_finishes_the_copy() {
     assert!(matches!(effect, Effect::Copy(CopyStep::Append(_))));
     let (session, effect) = step(session, body("x", true));
     assert!(matches!(effect, Effect::Copy(CopyStep::Finish(_))));
+    assert_eq!(session.report().copy(), "cut");
+    let (session, effect) = step(session, Event::CopyFinished);
+    assert!(matches!(effect, Effect::Nothing));
     assert_eq!(session.report().copy(), "whole");
+    assert_eq!(session.verdict(), Some(Verdict::Stored));
+}
+
+#[test]
+fn a_copy_that_is_lost_with_its_last_bytes_is_not_whole() {
+    let (session, _) = step(filling(PNG.len()), body(PNG, true));
+    let (session, effect) = step(session, Event::CopyLost(AbortReason::Budget));
+    assert!(matches!(effect, Effect::Nothing));
+    assert_eq!(session.report().copy(), "budget");
+    assert_eq!(session.verdict(), Some(Verdict::NOTHING));
+}
+
+#[test]
+fn a_response_without_a_body_promises_a_copy_only_when_there_is_one() {
+    let begun = || {
+        let Event::Response(mut head) = response(0) else {
+            unreachable!("it is a response")
+        };
+        head.has_body = false;
+        let policy = {
+            let mut policy = Policy::clone(&policy());
+            policy.store.verify = crate::policy::Verify::None;
+            Arc::new(policy)
+        };
+        let (session, _) = step(Session::new(policy, LARGEST), request(Method::GET));
+        let absent = Event::LookedUp(LookupAnswer::Nothing(MissReason::Absent));
+        let (session, _) = step(session, absent);
+        let (session, effect) = step(session, Event::Response(head));
+        assert!(matches!(effect, Effect::Begin(_)), "{effect:?}");
+        let (session, effect) = step(session, COPY_BEGUN);
+        assert!(matches!(effect, Effect::Copy(CopyStep::Finish(_))));
+        session
+    };
+    let (session, effect) = step(begun(), Event::CopyFinished);
+    assert_eq!(passed(effect).cache_status, "afterimage; fwd=miss; stored");
+    assert_eq!(session.report().copy(), "whole");
+    let (session, effect) = step(begun(), Event::CopyLost(AbortReason::Budget));
+    assert_eq!(passed(effect).cache_status, "afterimage; fwd=miss");
+    assert_eq!(session.report().copy(), "budget");
 }
 
 #[test]
@@ -377,9 +431,9 @@ fn after_the_copy_is_lost_every_piece_still_passes() {
     let (session, effect) = step(filling(100), Event::CopyLost(AbortReason::Deadline));
     assert!(matches!(effect, Effect::Nothing));
     let (session, effect) = step(session, body(PNG, false));
-    assert!(matches!(effect, Effect::Reply(Reply::Continue)));
+    assert!(matches!(effect, Effect::Nothing));
     let (session, effect) = step(session, body("", true));
-    assert!(matches!(effect, Effect::Reply(Reply::Continue)));
+    assert!(matches!(effect, Effect::Nothing));
     assert_eq!(session.report().copy(), "deadline");
 }
 
@@ -402,7 +456,7 @@ fn an_event_that_cannot_be_names_state_and_event() {
 
 /// What an arbitrary shell, proxy and store could do.
 fn any_event() -> impl Strategy<Value = u8> {
-    0_u8..25
+    0_u8..31
 }
 
 fn event(number: u8, key: &Key) -> Event {
@@ -410,12 +464,12 @@ fn event(number: u8, key: &Key) -> Event {
         0 => request(Method::GET),
         1 => request(Method::HEAD),
         2 => request(Method::POST),
-        3 => Event::Answer(Answer::Nothing(MissReason::Absent)),
+        3 => Event::LookedUp(LookupAnswer::Nothing(MissReason::Absent)),
         4 => found(record(key, 0)),
         5 => found(record(key, 1000)),
         6 => response(PNG.len()),
         7 => response(100_000),
-        8 => Event::CopyBegun,
+        8 => COPY_BEGUN,
         9 => Event::CopyLost(AbortReason::Store),
         10 => body(PNG, false),
         11 => body(PNG, true),
@@ -424,13 +478,22 @@ fn event(number: u8, key: &Key) -> Event {
         14 => Event::RefreshTaken,
         15 => found(in_window(key)),
         16 => large(record(key, 1000)),
-        17 => found(vary::signpost(key)),
-        18 => Event::Fetched(Fetched::Freshened),
-        19 => Event::Fetched(Fetched::Nothing),
-        20 => Event::Part(Part::SentOn),
-        21 => Event::Part(Part::Follows),
+        17 => found(vary::vary_index(key)),
+        18 => Event::Fetched(FetchOutcome::Freshened),
+        19 => Event::Fetched(FetchOutcome::Nothing),
+        20 => Event::Joined(CollapseRole::SentOn),
+        21 => Event::Joined(CollapseRole::Follows),
         22 => Event::Followed { again: true },
         23 => Event::Followed { again: false },
+        24 => Event::CopyBegun { is_held: false },
+        25 => Event::CopyPassesOn,
+        26 => Event::CopyFinished,
+        27 => Event::Trailers,
+        28 => Event::ClientLeft { is_followed: true },
+        29 => Event::Expired {
+            reason: AbortReason::Slow,
+            is_followed: true,
+        },
         _ => body(vec![0; 20_000], false),
     }
 }
@@ -465,24 +528,19 @@ proptest! {
                 | Effect::Join(_)
                 | Effect::Follow
                 | Effect::Fetch(_)
+                | Effect::Complete(_)
                 | Effect::Nothing => {}
                 Effect::Reply(_)
                 | Effect::Freshen(..)
                 | Effect::Forget(..)
                 | Effect::Invalidate(..)
                 | Effect::Refresh(..) => answers += 1,
-                Effect::Finish(_) => {
-                    prop_assert!(begun && !ended);
-                    answers += 1;
-                    ended = true;
-                }
                 Effect::Begin(_) => {
                     prop_assert!(!begun);
                     begun = true;
                 }
                 Effect::Copy(step) => {
                     prop_assert!(begun && !ended);
-                    answers += 1;
                     match step {
                         CopyStep::Append(bytes) => copied += bytes.len(),
                         CopyStep::Finish(bytes) => {

@@ -38,8 +38,8 @@ use self::space::{Reservation, Space};
 use self::tree::{Stage, Tree};
 use super::{Error, Found, Store, Writer, decode_stored, expect_length, length_of};
 use crate::clock::{Clock, Timestamp};
+use crate::entry::{Key, Source};
 use crate::entry::{MAX_ENCODED_BYTES, Record};
-use crate::policy::{Key, Source};
 
 /// Ends every entry; raised when the layout of the file changes.
 const MAGIC: &[u8; 12] = b"afterimage/1";

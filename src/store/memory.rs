@@ -10,7 +10,7 @@ use futures_util::stream;
 
 use super::{Error, Found, Store, Writer, expect_length, length_of};
 use crate::entry::Record;
-use crate::policy::{Key, Source};
+use crate::entry::{Key, Source};
 
 /// Keeps at most `max_bytes` of bodies; the entry that was written longest ago goes first.
 #[derive(Debug, Clone)]
@@ -190,14 +190,14 @@ mod tests {
 
     use super::*;
     use crate::clock::Timestamp;
-    use crate::entry::BodyProof;
+    use crate::entry::{BodyProof, Identity};
 
     async fn put(store: &MemoryStore, number: u8, length: usize) -> Result<(), Error> {
         let key = key(number);
         let body = [Bytes::from(vec![number; length])];
         let record = Record {
             variants: None,
-            key_digest: *key.digest(),
+            identity: Identity::of(&key),
             status: StatusCode::OK,
             headers: HeaderMap::new(),
             response_time: Timestamp::from_unix(0),

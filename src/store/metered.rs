@@ -28,7 +28,7 @@ pub use self::breaker::{BreakerOpen, BreakerState};
 use super::{BodyStream, Error, Found, Store, Writer};
 use crate::clock::Stopwatch;
 use crate::entry::Record;
-use crate::policy::{Key, Source};
+use crate::entry::{Key, Source};
 
 /// The bounds that a [`Metered`] store keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

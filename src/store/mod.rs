@@ -6,6 +6,8 @@
 //! the key and whether the body is whole is proved by the reader, with [`Record::is_for`] and
 //! [`read_whole`].
 
+mod faulty;
+mod limited;
 mod local;
 mod memory;
 mod metered;
@@ -19,8 +21,11 @@ use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 
 use crate::entry::{BodyChecksum, DecodeError, Record, RecordTooLarge};
-use crate::policy::{Key, Source};
+use crate::entry::{Key, Source};
 
+#[doc(hidden)]
+pub use self::faulty::{Fault, FaultyStore};
+pub use self::limited::{Limited, WriteLimit};
 pub use self::local::{LocalConfig, LocalStore, OpenError};
 pub use self::memory::MemoryStore;
 pub use self::metered::{

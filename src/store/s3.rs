@@ -41,10 +41,10 @@ use self::failure::{Attempt, chain, has_status};
 use self::reader::Reader;
 use self::upload::{PartsWriter, Upload};
 use super::{BodyStream, Error, Found, Store, Writer, decode_stored, expect_length, length_of};
+use crate::endpoint::Endpoint;
 use crate::entry::Record;
-use crate::policy::{Key, Source};
+use crate::entry::{Key, Source};
 use crate::secret::Secret;
-use crate::transport::Endpoint;
 
 /// Name of the record's metadata value, after `x-amz-meta-`.
 const RECORD: &str = "afterimage";

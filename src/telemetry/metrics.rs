@@ -1,80 +1,36 @@
-//! Every metric, with its help text.
+//! Where metrics are declared: each by the component that counts it, once.
 //!
-//! Label values are enums, or the names of policies, which the configuration bounds.
+//! Names get the prefix `afterimage_`. Label values are enums, or the names of policies, which the
+//! configuration bounds.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicI64;
-use std::time::Duration;
+use std::fmt;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::collapse::Followed;
-use crate::session::{AbortReason, Fetched, Report};
-
-/// Handles to all metrics; clones share them.
+/// All metrics of the process; clones share them.
 #[derive(Debug, Clone)]
-pub struct Metrics {
-    registry: Arc<Registry>,
-    requests: Family<RequestLabels, Counter>,
-    request_seconds: Family<OutcomeLabel, Histogram>,
-    lookup_seconds: Histogram,
-    fills: Family<FillLabels, Counter>,
-    not_stored: Family<ReasonLabel, Counter>,
-    fetches: Family<ResultLabel, Counter>,
-    followers: Family<ResultLabel, Counter>,
-    served_bytes: Counter,
-    stored_bytes: Counter,
-    broken_hits: Counter,
-    unexpected_messages: Counter,
-    streams: Gauge,
-    following: Gauge,
-    open_fills: Gauge,
-    reserved_bytes: Gauge<i64, AtomicI64>,
-    memory_bytes: Gauge<i64, AtomicI64>,
-    memory_entries: Gauge<i64, AtomicI64>,
-    memory_lookups: Family<ResultLabel, Counter>,
-    joined_lookups: Counter,
-    store_operations: Family<StoreLabels, Histogram>,
-    store_breaker: Gauge<i64, AtomicI64>,
+pub struct Metrics(Arc<Mutex<Registry>>);
+
+/// Label of what went on for several reasons.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReasonLabel {
+    /// One word.
+    pub reason: &'static str,
 }
 
+/// Label of what ends in several ways.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RequestLabels {
-    policy: Arc<str>,
-    outcome: &'static str,
-    reason: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OutcomeLabel {
-    outcome: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct FillLabels {
-    result: &'static str,
-    reason: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReasonLabel {
-    reason: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ResultLabel {
-    result: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StoreLabels {
-    operation: &'static str,
-    result: &'static str,
+pub struct ResultLabel {
+    /// One word.
+    pub result: &'static str,
 }
 
 /// 0.1 ms to 10 s.
@@ -83,294 +39,130 @@ const BUCKETS: [f64; 16] = [
     5.0, 10.0,
 ];
 
+fn histogram() -> Histogram {
+    Histogram::new(BUCKETS)
+}
+
 impl Metrics {
-    /// All metrics at zero.
+    /// No metric yet.
     #[expect(
         clippy::new_without_default,
         reason = "metrics are made once, on purpose"
     )]
     pub fn new() -> Self {
-        let histogram = || Histogram::new(BUCKETS);
-        let mut registry = Registry::with_prefix("afterimage");
-        let metrics = Self {
-            requests: Family::default(),
-            request_seconds: Family::new_with_constructor(histogram),
-            lookup_seconds: histogram(),
-            fills: Family::default(),
-            not_stored: Family::default(),
-            fetches: Family::default(),
-            followers: Family::default(),
-            served_bytes: Counter::default(),
-            stored_bytes: Counter::default(),
-            broken_hits: Counter::default(),
-            unexpected_messages: Counter::default(),
-            streams: Gauge::default(),
-            following: Gauge::default(),
-            open_fills: Gauge::default(),
-            reserved_bytes: Gauge::default(),
-            memory_bytes: Gauge::default(),
-            memory_entries: Gauge::default(),
-            memory_lookups: Family::default(),
-            joined_lookups: Counter::default(),
-            store_operations: Family::new_with_constructor(histogram),
-            store_breaker: Gauge::default(),
-            registry: Arc::new(Registry::default()),
-        };
-        registry.register(
-            "requests",
-            "Requests by policy, outcome word and the reason for it",
-            metrics.requests.clone(),
-        );
-        registry.register_with_unit(
-            "request_duration",
-            "From the request's head to the last answer that this process gave",
-            Unit::Seconds,
-            metrics.request_seconds.clone(),
-        );
-        registry.register_with_unit(
-            "lookup_duration",
-            "From asking for an entry to having it whole, or knowing that there is none",
-            Unit::Seconds,
-            metrics.lookup_seconds.clone(),
-        );
-        registry.register(
-            "fills",
-            "Fills by what became of them: committed, aborted with the reason, or failed in the store",
-            metrics.fills.clone(),
-        );
-        registry.register(
-            "not_storable",
-            "Answers to requests that could have filled, by why they may not be stored",
-            metrics.not_stored.clone(),
-        );
-        registry.register(
-            "upstream_fetches",
-            "Requests of our own to upstreams by result; nothing: as many as may were under way, or no answer in time",
-            metrics.fetches.clone(),
-        );
-        registry.register(
-            "followers",
-            "Requests that waited for one for the same by what came of it; stored: something to look up; lead: its client left and this one took its place; turn: it was in vain; timed_out: no end in time",
-            metrics.followers.clone(),
-        );
-        registry.register(
-            "following",
-            "Requests that wait for one for the same",
-            metrics.following.clone(),
-        );
-        registry.register_with_unit(
-            "served",
-            "Body bytes of hits",
-            Unit::Bytes,
-            metrics.served_bytes.clone(),
-        );
-        registry.register_with_unit(
-            "stored",
-            "Body bytes of committed fills",
-            Unit::Bytes,
-            metrics.stored_bytes.clone(),
-        );
-        registry.register(
-            "broken_hits",
-            "Streamed hits that had to be broken off, because the store failed or the body was not the stored one",
-            metrics.broken_hits.clone(),
-        );
-        registry.register(
-            "unexpected_messages",
-            "Messages of Envoy that do not fit the conversation; compare the filter with envoy/envoy.yaml",
-            metrics.unexpected_messages.clone(),
-        );
-        registry.register(
-            "streams",
-            "Requests that are with this process now",
-            metrics.streams.clone(),
-        );
-        registry.register(
-            "open_fills",
-            "Copies of responses that are neither committed nor given up yet",
-            metrics.open_fills.clone(),
-        );
-        registry.register_with_unit(
-            "budget_reserved",
-            "What fills and hits hold of the memory budget now",
-            Unit::Bytes,
-            metrics.reserved_bytes.clone(),
-        );
-        registry.register_with_unit(
-            "memory",
-            "What the memory tier holds now",
-            Unit::Bytes,
-            metrics.memory_bytes.clone(),
-        );
-        registry.register(
-            "memory_entries",
-            "Entries in the memory tier now",
-            metrics.memory_entries.clone(),
-        );
-        registry.register(
-            "joined_lookups",
-            "Lookups that joined another one of the same entry, which reads it from the store",
-            metrics.joined_lookups.clone(),
-        );
-        registry.register(
-            "memory_lookups",
-            "Lookups by whether the memory tier had the entry: hit or miss",
-            metrics.memory_lookups.clone(),
-        );
-        registry.register_with_unit(
-            "store_operation_duration",
-            "Operations on the store by result",
-            Unit::Seconds,
-            metrics.store_operations.clone(),
-        );
-        registry.register(
-            "store_breaker_state",
-            "Circuit breaker of the store: 0 closed, 1 half-open, 2 open",
-            metrics.store_breaker.clone(),
-        );
-        Self {
-            registry: Arc::new(registry),
-            ..metrics
-        }
+        Self(Arc::new(Mutex::new(Registry::with_prefix("afterimage"))))
     }
 
-    /// A request is over.
-    pub fn request(&self, policy: &Arc<str>, report: Report, took: Duration) {
-        let outcome = report.outcome().as_str();
-        self.requests
-            .get_or_create(&RequestLabels {
-                policy: Arc::clone(policy),
-                outcome,
-                reason: report.reason(),
-            })
-            .inc();
-        self.request_seconds
-            .get_or_create(&OutcomeLabel { outcome })
-            .observe(took.as_secs_f64());
+    /// Declares a count of events.
+    pub fn counter(&self, name: &str, help: &str) -> Counter {
+        let counter = Counter::default();
+        self.lock().register(name, help, counter.clone());
+        counter
     }
 
-    /// A lookup is over.
-    pub fn lookup(&self, took: Duration) {
-        self.lookup_seconds.observe(took.as_secs_f64());
+    /// Declares a count of events by labels.
+    pub fn counter_by<L: Labels>(&self, name: &str, help: &str) -> Family<L, Counter> {
+        let family = Family::default();
+        self.lock().register(name, help, family.clone());
+        family
     }
 
-    /// An answer was refused by the policy.
-    pub fn not_storable(&self, reason: &'static str) {
-        self.not_stored.get_or_create(&ReasonLabel { reason }).inc();
+    /// Declares a count of bytes.
+    pub fn bytes(&self, name: &str, help: &str) -> Counter {
+        let counter = Counter::default();
+        self.lock()
+            .register_with_unit(name, help, Unit::Bytes, counter.clone());
+        counter
     }
 
-    /// A fill was committed.
-    pub fn committed(&self, bytes: u64) {
-        self.fill("committed", "");
-        self.stored_bytes.inc_by(bytes);
+    /// Declares a number that goes up and down.
+    pub fn gauge(&self, name: &str, help: &str) -> Gauge {
+        let gauge = Gauge::default();
+        self.lock().register(name, help, gauge.clone());
+        gauge
     }
 
-    /// A fill was given up.
-    pub fn aborted(&self, reason: AbortReason) {
-        self.fill("aborted", reason.as_str());
+    /// Declares a distribution of times.
+    pub fn seconds(&self, name: &str, help: &str) -> Histogram {
+        let seconds = histogram();
+        self.lock()
+            .register_with_unit(name, help, Unit::Seconds, seconds.clone());
+        seconds
     }
 
-    fn fill(&self, result: &'static str, reason: &'static str) {
-        self.fills
-            .get_or_create(&FillLabels { result, reason })
-            .inc();
+    /// Declares a distribution of times by labels.
+    pub fn seconds_by<L: Labels>(&self, name: &str, help: &str) -> Family<L, Histogram> {
+        let family = Family::new_with_constructor(histogram as fn() -> Histogram);
+        self.lock()
+            .register_with_unit(name, help, Unit::Seconds, family.clone());
+        family
     }
 
-    /// A request of our own to an upstream is over.
-    pub fn fetched(&self, fetched: Fetched) {
-        let result = fetched.as_str();
-        self.fetches.get_or_create(&ResultLabel { result }).inc();
-    }
-
-    /// A request waits for another one as long as this lasts.
-    pub fn following(&self) -> GaugeGuard {
-        GaugeGuard::of(&self.following)
-    }
-
-    /// A request has waited for another one.
-    pub fn followed(&self, followed: &Followed) {
-        let result = followed.as_str();
-        self.followers.get_or_create(&ResultLabel { result }).inc();
-    }
-
-    /// A hit's body went out.
-    pub fn served(&self, bytes: u64) {
-        self.served_bytes.inc_by(bytes);
-    }
-
-    /// A streamed hit was broken off.
-    pub fn broken_hit(&self) {
-        self.broken_hits.inc();
-    }
-
-    /// A message did not fit.
-    pub fn unexpected_message(&self) {
-        self.unexpected_messages.inc();
-    }
-
-    /// Counts a request as present until the guard is dropped.
-    pub fn stream(&self) -> GaugeGuard {
-        GaugeGuard::of(&self.streams)
-    }
-
-    /// Counts a fill as open until the guard is dropped.
-    pub fn open_fill(&self) -> GaugeGuard {
-        GaugeGuard::of(&self.open_fills)
-    }
-
-    /// What the budget holds now; called before each scrape.
-    pub fn set_reserved_bytes(&self, bytes: u64) {
-        self.reserved_bytes
-            .set(i64::try_from(bytes).unwrap_or(i64::MAX));
-    }
-
-    /// Bytes and entries of the memory tier now; called before each scrape.
-    pub fn set_memory(&self, (bytes, entries): (u64, usize)) {
-        self.memory_bytes
-            .set(i64::try_from(bytes).unwrap_or(i64::MAX));
-        self.memory_entries
-            .set(i64::try_from(entries).unwrap_or(i64::MAX));
-    }
-
-    /// The memory tier was asked.
-    pub fn memory_lookup(&self, is_hit: bool) {
-        let result = if is_hit { "hit" } else { "miss" };
-        self.memory_lookups
-            .get_or_create(&ResultLabel { result })
-            .inc();
-    }
-
-    /// A lookup waits for what another one reads.
-    pub fn joined_lookup(&self) {
-        self.joined_lookups.inc();
-    }
-
-    /// An operation of the store is over.
-    pub fn store_operation(&self, operation: &'static str, result: &'static str, took: Duration) {
-        self.store_operations
-            .get_or_create(&StoreLabels { operation, result })
-            .observe(took.as_secs_f64());
-    }
-
-    /// The store's circuit breaker changed: 0 closed, 1 half-open, 2 open.
-    pub fn set_store_breaker(&self, state: i64) {
-        self.store_breaker.set(state);
+    /// Declares a number that `read` gives at each scrape.
+    pub fn observed(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        unit: Option<Unit>,
+        read: impl Fn() -> u64 + Send + Sync + 'static,
+    ) {
+        let read = Box::new(read);
+        self.lock().register_collector(Box::new(Observed {
+            name,
+            help,
+            unit,
+            read,
+        }));
     }
 
     /// Everything in the OpenMetrics text format.
     pub fn encode(&self) -> String {
         let mut page = String::new();
-        text::encode(&mut page, &self.registry).expect("writing to a string does not fail");
+        text::encode(&mut page, &self.lock()).expect("writing to a string does not fail");
         page
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Registry> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What labels have to be.
+pub trait Labels: Clone + fmt::Debug + Eq + Hash + EncodeLabelSet + Send + Sync + 'static {}
+
+impl<L: Clone + fmt::Debug + Eq + Hash + EncodeLabelSet + Send + Sync + 'static> Labels for L {}
+
+struct Observed {
+    name: &'static str,
+    help: &'static str,
+    unit: Option<Unit>,
+    read: Box<dyn Fn() -> u64 + Send + Sync>,
+}
+
+impl fmt::Debug for Observed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Observed")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Collector for Observed {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let gauge = ConstGauge::new(i64::try_from((self.read)()).unwrap_or(i64::MAX));
+        let unit = self.unit.as_ref();
+        let encoder = encoder.encode_descriptor(self.name, self.help, unit, gauge.metric_type())?;
+        gauge.encode(encoder)
     }
 }
 
 /// One more in a gauge, until it is dropped.
 #[derive(Debug)]
-pub struct GaugeGuard(Gauge<i64, AtomicI64>);
+pub struct GaugeGuard(Gauge);
 
 impl GaugeGuard {
-    fn of(gauge: &Gauge<i64, AtomicI64>) -> Self {
+    /// One more in `gauge` from now on.
+    pub fn of(gauge: &Gauge) -> Self {
         gauge.inc();
         Self(gauge.clone())
     }
@@ -385,32 +177,27 @@ impl Drop for GaugeGuard {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::MissReason;
-    use crate::session::Copied;
 
     #[test]
-    fn a_request_shows_under_its_policy_outcome_and_reason() {
+    fn the_guard_of_a_gauge_counts_it_out_again() {
         let metrics = Metrics::new();
-        let report = Report::Miss {
-            reason: MissReason::Absent,
-            copy: Copied::Whole,
-        };
-        metrics.request(&"images".into(), report, Duration::from_millis(3));
-        let page = metrics.encode();
-        assert!(
-            page.contains(
-                "afterimage_requests_total{policy=\"images\",outcome=\"miss\",reason=\"absent\"} 1"
-            ),
-            "{page}"
-        );
-    }
-
-    #[test]
-    fn the_guard_of_a_stream_counts_it_out_again() {
-        let metrics = Metrics::new();
-        let guard = metrics.stream();
+        let streams = metrics.gauge("streams", "Requests");
+        let guard = GaugeGuard::of(&streams);
         assert!(metrics.encode().contains("afterimage_streams 1"));
         drop(guard);
         assert!(metrics.encode().contains("afterimage_streams 0"));
+    }
+
+    #[test]
+    fn an_observed_number_is_read_at_each_scrape() {
+        let metrics = Metrics::new();
+        let held = Arc::new(Mutex::new(7));
+        let read = Arc::clone(&held);
+        metrics.observed("held", "Held", Some(Unit::Bytes), move || {
+            *read.lock().unwrap()
+        });
+        assert!(metrics.encode().contains("afterimage_held_bytes 7"));
+        *held.lock().unwrap() = 9;
+        assert!(metrics.encode().contains("afterimage_held_bytes 9"));
     }
 }

@@ -1,14 +1,13 @@
 //! What an operator sees: log lines, metrics, and the admin pages.
 
-pub mod admin;
-mod lines;
+mod log_writer;
 pub mod metrics;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::FmtSpan;
 
-pub use self::lines::Flush;
-use self::lines::Lines;
+pub use self::log_writer::Flush;
+use self::log_writer::LogWriter;
 pub use self::metrics::Metrics;
 
 /// How log lines look.
@@ -29,7 +28,7 @@ pub enum LogFormat {
 /// A filter that cannot be read, or no thread can be started.
 pub fn init(format: LogFormat, filter: &str) -> Result<Flush, String> {
     let filter = EnvFilter::try_new(filter).map_err(|error| format!("log.filter: {error}"))?;
-    let lines = Lines::default();
+    let lines = LogWriter::default();
     let flush = lines
         .start()
         .map_err(|error| format!("cannot start a thread for the log: {error}"))?;

@@ -1,6 +1,6 @@
 //! Names of objects that nobody ever made.
 
-use afterimage::policy::Key;
+use afterimage::entry::Key;
 
 const NAMESPACE: &str = "images";
 

@@ -1,26 +1,18 @@
 //! Whole gRPC conversations in process: what Envoy is answered, message by message.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
-use afterimage::budget::Budget;
+use afterimage::cache::Cache;
 use afterimage::clock::{Clock, Timestamp};
-use afterimage::collapse::{Groups, InFlight, Refreshes};
 use afterimage::config::Config;
-use afterimage::entry::Record;
-use afterimage::extproc::{self, Patience, Routes, Shared};
-use afterimage::fetch::Fetcher;
-use afterimage::fill::{Fills, Pace, Turns};
-use afterimage::marks::{Bounds, Marks};
-use afterimage::memory::Memory;
-use afterimage::policy::{Key, Source};
-use afterimage::store::{Error, Found, MemoryStore, Store, Writer};
+use afterimage::exchange::Core;
+use afterimage::extproc::{self, Routes};
+use afterimage::store::{Fault, FaultyStore, MemoryStore, Operation, Store};
 use afterimage::telemetry::Metrics;
+use afterimage::upstream::Upstreams;
 use anyhow::{Context as _, Result};
-use async_trait::async_trait;
-use bytes::Bytes;
 use envoy_types::pb::envoy::config::core::v3::{HeaderMap, HeaderValue};
 use envoy_types::pb::envoy::extensions::filters::http::ext_proc::v3::processing_mode::{
     BodySendMode, HeaderSendMode,
@@ -36,11 +28,10 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
@@ -54,7 +45,7 @@ struct Processor {
     channel: Channel,
     metrics: Metrics,
     clock: Clock,
-    marks: Marks,
+    cache: Cache,
 }
 
 impl Processor {
@@ -66,60 +57,39 @@ impl Processor {
         let file = tempfile::NamedTempFile::new()?;
         std::fs::write(
             file.path(),
-            "policies: {images: {kind: imgproxy, unsigned: true},
-                        files: {kind: generic, cookies: ignore}}",
+            "{memory: {max_bytes: 0B}, objects: {}, envoy: {message_timeout: 20s},
+              limits: {lookup_timeout: 10s, stream_cap: 1MiB, held_cap: 1MiB, budget: 1MiB,
+                       invalidations: 10, fill_rate: 0B},
+              policies: {images: {kind: imgproxy, unsigned: true},
+                         files: {kind: generic, cookies: ignore}}}",
         )?;
         let config = Config::load(file.path())?;
         let metrics = Metrics::new();
-        let budget = Budget::new(1 << 20);
         let clock = Clock::manual(Timestamp::from_unix(1_800_000_000));
-        let bounds = Bounds {
-            count: 10,
-            patience: Duration::from_secs(60),
-            fill: Duration::from_secs(60),
-        };
-        let tasks = TaskTracker::new();
-        let marks = Marks::new(Arc::clone(&store), clock.clone(), tasks.clone(), bounds);
-        let fills = Fills {
-            marks: marks.clone(),
-            memory: Memory::new(0, 0, Duration::ZERO, marks.clone()),
-            store: Arc::clone(&store),
-            turns: Turns::new(1, 10, Duration::from_secs(60)),
-            budget: budget.clone(),
-            in_flight: InFlight::default(),
-            metrics: metrics.clone(),
-            held_bytes: 1 << 20,
-            pace: Pace {
-                deadline: Duration::from_secs(60),
-                bytes_per_second: 0,
-                grace: Duration::ZERO,
-            },
-            tasks,
-        };
-        let shared = Shared {
-            routes: Routes::new(config.policies, HashMap::new(), None),
+        let (limits, memory) = (config.limits, config.memory);
+        let largest_bytes = limits.stream_cap;
+        let cache = Cache::open(
+            limits,
+            memory,
+            largest_bytes,
             store,
-            budget,
-            fetcher: Fetcher::new([], 1, fills.clone(), clock.clone())?,
-            fills,
-            patience: Patience {
-                extension: None,
-                wait: Duration::ZERO,
-            },
-            rechecks: Arc::new(Semaphore::new(1)),
-            refreshes: Refreshes::default(),
-            groups: Groups::new(4),
-            objects: None,
-            metrics: metrics.clone(),
-            clock: clock.clone(),
-            lookup_deadline: Duration::from_secs(10),
-            immediate_bytes: 1 << 20,
-            largest_bytes: 1 << 20,
-        };
+            clock.clone(),
+            &metrics,
+        );
+        let upstreams = Upstreams::new([], 1)?;
+        let core = Core::new(
+            cache.clone(),
+            upstreams,
+            clock.clone(),
+            Duration::ZERO,
+            &metrics,
+        );
+        let routes = Routes::new(config.policies, HashMap::new(), None);
+        let processor = extproc::Processor::new(Arc::new(core), routes, None, None, &metrics);
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let never = CancellationToken::new();
-        tokio::spawn(extproc::serve(listener, Arc::new(shared), never));
+        tokio::spawn(extproc::serve(listener, Arc::new(processor), never));
         drop(TcpStream::connect(address).await?);
         let channel = Channel::from_shared(format!("http://{address}"))?
             .connect()
@@ -128,7 +98,7 @@ impl Processor {
             channel,
             metrics,
             clock,
-            marks,
+            cache,
         })
     }
 
@@ -271,119 +241,49 @@ fn immediate(answer: ProcessingResponse) -> Result<ImmediateResponse> {
     }
 }
 
-/// Deletes a source only when an entry was read, and gives that one away only when the deletion is over.
-#[derive(Debug)]
-struct Slow {
-    inner: MemoryStore,
-    marks: OnceLock<Marks>,
-    read: Notify,
-}
-
-#[async_trait]
-impl Store for Slow {
-    async fn head(&self, key: &Key) -> Result<Option<Record>, Error> {
-        self.inner.head(key).await
-    }
-    async fn get(&self, key: &Key) -> Result<Option<Found>, Error> {
-        let found = self.inner.get(key).await;
-        if let Some(marks) = self.marks.get() {
-            self.read.notify_one();
-            while marks.horizon(key.source()).is_some() {
-                tokio::task::yield_now().await;
-            }
-        }
-        found
-    }
-    async fn put(&self, key: &Key, record: &Record, body: &[Bytes]) -> Result<(), Error> {
-        self.inner.put(key, record, body).await
-    }
-    async fn begin(&self, key: &Key, draft: &Record) -> Result<Box<dyn Writer>, Error> {
-        self.inner.begin(key, draft).await
-    }
-    async fn replace_record(&self, key: &Key, record: &Record) -> Result<bool, Error> {
-        self.inner.replace_record(key, record).await
-    }
-    async fn delete(&self, key: &Key) -> Result<(), Error> {
-        self.inner.delete(key).await
-    }
-    async fn delete_source(&self, source: &Source) -> Result<u64, Error> {
-        self.read.notified().await;
-        self.inner.delete_source(source).await
-    }
-    async fn check(&self) -> Result<(), Error> {
-        self.inner.check().await
-    }
-}
-
 #[tokio::test]
 async fn an_invalidated_entry_that_is_read_while_it_is_deleted_is_not_served() -> Result<()> {
-    let store = Arc::new(Slow {
-        inner: MemoryStore::new(1 << 20),
-        marks: OnceLock::new(),
-        read: Notify::new(),
-    });
+    let store = FaultyStore::new(Arc::new(MemoryStore::new(1 << 20)));
     let processor = Processor::start_with(Arc::clone(&store) as _).await?;
     processor.fill_with("files", "/a").await?;
-    store
-        .marks
-        .set(processor.marks.clone())
-        .map_err(|_| anyhow::anyhow!("it is set once"))?;
+    // The source is deleted only when an entry was read, which is given away only when the deletion is over.
+    let (deletion, read) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+    let waits = Fault::WaitsBefore(Arc::clone(&deletion));
+    store.set(Operation::DeleteSource, waits);
+    store.set(Operation::Get, Fault::WaitsAfter(Arc::clone(&read)));
     let mut unsafe_method = processor.open("files").await?;
     unsafe_method.ask(request("POST", "/a")).await?;
     unsafe_method.ask(image(PNG.len())).await?;
     let mut conversation = processor.open("files").await?;
-    let answer = conversation.ask(get("/a")).await?;
+    let asked = store.calls(Operation::Get) + 1;
+    let asking = tokio::spawn(async move { conversation.ask(get("/a")).await });
+    calls_reach(&store, Operation::Get, asked).await?;
+    deletion.add_permits(1);
+    let tasks = processor.cache.tasks();
+    wait::until("the deletion", Duration::from_secs(10), async || {
+        tasks.is_empty()
+    })
+    .await?;
+    read.add_permits(1);
+    let answer = asking.await??;
     let is_forwarded = matches!(answer.response, Some(Response::RequestHeaders(_)));
     assert!(is_forwarded, "{answer:?}");
     Ok(())
 }
 
-/// Counts reads, and lets them go on when it is told.
-#[derive(Debug)]
-struct Gated {
-    inner: MemoryStore,
-    reads: AtomicUsize,
-    gate: Semaphore,
+async fn calls_reach(store: &FaultyStore, operation: Operation, count: usize) -> Result<()> {
+    wait::until(operation.as_str(), Duration::from_secs(10), async || {
+        store.calls(operation) >= count
+    })
+    .await
 }
 
-impl Gated {
-    fn new() -> Arc<Self> {
-        Arc::new(Self {
-            inner: MemoryStore::new(1 << 20),
-            reads: AtomicUsize::new(0),
-            gate: Semaphore::new(1),
-        })
-    }
-}
-
-#[async_trait]
-impl Store for Gated {
-    async fn head(&self, key: &Key) -> Result<Option<Record>, Error> {
-        self.inner.head(key).await
-    }
-    async fn get(&self, key: &Key) -> Result<Option<Found>, Error> {
-        self.reads.fetch_add(1, Ordering::SeqCst);
-        self.gate.acquire().await.expect("it stays open").forget();
-        self.inner.get(key).await
-    }
-    async fn put(&self, key: &Key, record: &Record, body: &[Bytes]) -> Result<(), Error> {
-        self.inner.put(key, record, body).await
-    }
-    async fn begin(&self, key: &Key, draft: &Record) -> Result<Box<dyn Writer>, Error> {
-        self.inner.begin(key, draft).await
-    }
-    async fn replace_record(&self, key: &Key, record: &Record) -> Result<bool, Error> {
-        self.inner.replace_record(key, record).await
-    }
-    async fn delete(&self, key: &Key) -> Result<(), Error> {
-        self.inner.delete(key).await
-    }
-    async fn delete_source(&self, source: &Source) -> Result<u64, Error> {
-        self.inner.delete_source(source).await
-    }
-    async fn check(&self) -> Result<(), Error> {
-        self.inner.check().await
-    }
+/// A store whose reads go on when they are told to, and what tells them.
+fn gated() -> (Arc<FaultyStore>, Arc<Semaphore>) {
+    let store = FaultyStore::new(Arc::new(MemoryStore::new(1 << 20)));
+    let gate = Arc::new(Semaphore::new(1));
+    store.set(Operation::Get, Fault::WaitsBefore(Arc::clone(&gate)));
+    (store, gate)
 }
 
 /// This many lookups of `/a` under way, of which all but one have joined the one that reads.
@@ -407,11 +307,11 @@ async fn joined(
 
 #[tokio::test]
 async fn lookups_of_an_entry_at_the_same_time_read_it_once() -> Result<()> {
-    let store = Gated::new();
+    let (store, gate) = gated();
     let processor = Processor::start_with(Arc::clone(&store) as _).await?;
     processor.fill_with("files", "/a").await?;
     let asking = joined(&processor, 8).await?;
-    store.gate.add_permits(1);
+    gate.add_permits(1);
     for answer in asking {
         let answer = answer.await??;
         let Some(Response::ImmediateResponse(hit)) = answer.response else {
@@ -420,20 +320,20 @@ async fn lookups_of_an_entry_at_the_same_time_read_it_once() -> Result<()> {
         assert_eq!(hit.body, PNG);
     }
     // That of the fill, and one for all.
-    assert_eq!(store.reads.load(Ordering::SeqCst), 2);
+    assert_eq!(store.calls(Operation::Get), 2);
     Ok(())
 }
 
 #[tokio::test]
 async fn those_that_joined_a_lookup_whose_client_leaves_read_for_themselves() -> Result<()> {
-    let store = Gated::new();
+    let (store, gate) = gated();
     let processor = Processor::start_with(Arc::clone(&store) as _).await?;
     processor.fill_with("files", "/a").await?;
     let leaving = processor.open("files").await?;
-    let asked = store.reads.load(Ordering::SeqCst) + 1;
+    let asked = store.calls(Operation::Get) + 1;
     leaving.sender.send(get("/a")).await?;
     wait::until("the first to read", Duration::from_secs(10), async || {
-        store.reads.load(Ordering::SeqCst) == asked
+        store.calls(Operation::Get) == asked
     })
     .await?;
     let mut staying = processor.open("files").await?;
@@ -444,10 +344,10 @@ async fn those_that_joined_a_lookup_whose_client_leaves_read_for_themselves() ->
     .await?;
     drop(leaving);
     wait::until("the second to read", Duration::from_secs(10), async || {
-        store.reads.load(Ordering::SeqCst) == asked + 1
+        store.calls(Operation::Get) == asked + 1
     })
     .await?;
-    store.gate.add_permits(1);
+    gate.add_permits(1);
     let answer = staying.await??;
     let is_hit = matches!(answer.response, Some(Response::ImmediateResponse(_)));
     assert!(is_hit, "{answer:?}");

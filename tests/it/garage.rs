@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use afterimage::endpoint::Endpoint;
 use afterimage::secret::Secret;
 use afterimage::store::{S3Config, S3Timeouts};
-use afterimage::transport::Endpoint;
 use tempfile::TempDir;
 
 use crate::support::garage::{self, ACCESS_KEY_ID, BUCKET, REGION, SECRET_ACCESS_KEY, Transport};

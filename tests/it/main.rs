@@ -64,10 +64,14 @@ mod rules;
 mod signatures;
 // imgproxy's stand-in, held against the recorded answers of the real one.
 mod stand_in;
+// Policies with the same URLs.
+mod shared_urls;
 // A store that is gone, that hangs, or that gives back something else.
 mod store_failures;
 // The contract of `Store`, on memory, on disk and on Garage.
 mod store_suite;
+// What strangers do to others.
+mod strangers;
 // Which answers are stored, and for how long.
 mod storing;
 // Much traffic of all kinds at once.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use afterimage::policy::Key;
+use afterimage::entry::Key;
 use afterimage::secret::Secret;
 use afterimage::store::{Causes, Error, S3Config, S3Store, S3Timeouts, Store, read_whole};
 use bytes::Bytes;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use afterimage::clock::{Clock, Timestamp};
-use afterimage::entry::{BodyProof, Record};
-use afterimage::policy::Key;
+use afterimage::entry::Key;
+use afterimage::entry::{BodyProof, Identity, Record};
 use afterimage::store::{
     Error, Limits, LocalConfig, LocalStore, MemoryStore, Metered, S3Store, Store, Unobserved,
     read_whole,
@@ -157,7 +157,7 @@ pub(crate) fn record(key: &Key, body: &[Bytes]) -> Record {
     );
     Record {
         variants: None,
-        key_digest: *key.digest(),
+        identity: Identity::of(key),
         status: StatusCode::OK,
         headers,
         response_time: Timestamp::from_unix(1_700_000_000),

@@ -6,8 +6,8 @@ use http::uri::Authority;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use crate::endpoint::Endpoint;
 use crate::policy::{Completion, Upstream};
-use crate::transport::Endpoint;
 use crate::written::{As, Optional, Written};
 
 #[derive(Deserialize)]

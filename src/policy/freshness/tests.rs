@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::super::Heuristic;
 use super::*;
-use crate::entry::BodyProof;
+use crate::entry::{BodyProof, Identity};
 use crate::policy::Kind;
 use crate::policy::testing::{NOW, generic, policy};
 
@@ -265,7 +265,7 @@ fn rfc9111_4_2_an_entry_is_fresh_then_in_its_window_then_stale() {
     let policy = policy(Kind::Generic(generic()));
     let record = Record {
         variants: None,
-        key_digest: [0; 32],
+        identity: Identity::of(&crate::entry::Key::from_parts("test", 1, [0; 32], [0; 32])),
         status: StatusCode::OK,
         headers: headers(&[(
             "cache-control",
@@ -300,7 +300,7 @@ fn rfc9111_4_2_4_what_no_client_may_take_stale() {
     ] {
         let record = Record {
             variants: None,
-            key_digest: [0; 32],
+            identity: Identity::of(&crate::entry::Key::from_parts("test", 1, [0; 32], [0; 32])),
             status: StatusCode::OK,
             headers: headers(&[("cache-control", line)]),
             response_time: NOW,

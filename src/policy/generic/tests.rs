@@ -5,8 +5,9 @@ use proptest::prelude::*;
 use proptest::string::string_regex;
 
 use super::*;
+use crate::entry::Key;
 use crate::policy::testing::{CASES, bypass, forwarded, generic, get, lookup, policy};
-use crate::policy::{Key, Kind, Policy};
+use crate::policy::{Kind, Policy};
 
 fn with_query(query: Query) -> Policy {
     policy(Kind::Generic(Generic {

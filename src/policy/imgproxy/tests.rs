@@ -8,8 +8,9 @@ use proptest::string::string_regex;
 use serde_json::Value;
 
 use super::*;
+use crate::entry::Key;
 use crate::policy::testing::{CASES, NOW, bypass, forwarded, get, imgproxy, lookup, policy};
-use crate::policy::{Cookies, Decision, Key, Kind, Policy};
+use crate::policy::{Cookies, Decision, Kind, Policy};
 
 const PATH: &str = "/insecure/rs:fill:120:80/plain/local:///coffee.png@webp";
 

@@ -1,7 +1,7 @@
 use http::{HeaderMap, HeaderValue};
 
 use super::*;
-use crate::entry::BodyProof;
+use crate::entry::{BodyProof, Identity};
 use crate::policy::Kind;
 use crate::policy::testing::{NOW, generic, policy};
 
@@ -16,7 +16,7 @@ fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
 fn stored() -> Record {
     Record {
         variants: None,
-        key_digest: [3; 32],
+        identity: Identity::of(&crate::entry::Key::from_parts("test", 1, [0; 32], [3; 32])),
         status: StatusCode::OK,
         headers: headers(&[
             ("cache-control", "max-age=1"),
@@ -75,8 +75,8 @@ fn rfc9111_4_3_4_a_304_freshens_the_stored_response() {
     assert_eq!(record.response_time, NOW.plus_seconds(11));
     assert_eq!(record.initial_age, 3);
     assert_eq!(
-        (record.key_digest, record.body),
-        (stored().key_digest, stored().body)
+        (&record.identity, record.body),
+        (&stored().identity, stored().body)
     );
 }
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::entry::BodyProof;
+use crate::entry::{BodyProof, Identity};
 use crate::policy::Kind;
 use crate::policy::testing::{NOW, get, imgproxy, lookup, policy};
 
@@ -13,7 +13,7 @@ fn record(status: u16, fields: &[(&'static str, &'static str)]) -> Record {
     }
     Record {
         variants: None,
-        key_digest: [0; 32],
+        identity: Identity::of(&crate::entry::Key::from_parts("test", 1, [0; 32], [0; 32])),
         status: StatusCode::from_u16(status).unwrap(),
         headers,
         response_time: NOW,

@@ -1,6 +1,7 @@
 use http::HeaderValue;
 
 use super::*;
+use crate::entry::{Key, Variants};
 use crate::policy::Kind;
 use crate::policy::testing::{self, get};
 

@@ -20,7 +20,7 @@ fn with_upstream(completion: Completion) -> Arc<Policy> {
     Arc::new(policy)
 }
 
-const ABSENT: Event = Event::Answer(Answer::Nothing(MissReason::Absent));
+const ABSENT: Event = Event::LookedUp(LookupAnswer::Nothing(MissReason::Absent));
 
 /// A session that found nothing, and its key.
 fn joining(policy: Arc<Policy>) -> (Session, Key) {
@@ -38,7 +38,7 @@ fn joining(policy: Arc<Policy>) -> (Session, Key) {
 
 /// A session whose request was sent on.
 fn leading(policy: Arc<Policy>) -> Session {
-    let (session, effect) = step(joining(policy).0, Event::Part(Part::SentOn));
+    let (session, effect) = step(joining(policy).0, Event::Joined(CollapseRole::SentOn));
     assert!(
         matches!(effect, Effect::Reply(Reply::Forward(_))),
         "{effect:?}"
@@ -49,7 +49,7 @@ fn leading(policy: Arc<Policy>) -> Session {
 /// A session that has followed another one and looks up again, and its key.
 fn followed(again: bool) -> (Session, Key) {
     let (session, key) = joining(policy());
-    let (session, effect) = step(session, Event::Part(Part::Follows));
+    let (session, effect) = step(session, Event::Joined(CollapseRole::Follows));
     assert!(matches!(effect, Effect::Follow), "{effect:?}");
     assert_eq!(session.report(), Report::Left);
     let (session, effect) = step(session, Event::Followed { again });
@@ -73,7 +73,7 @@ fn a_follower_that_finds_nothing_for_it_follows_once_more_and_no_further() {
     let (session, _) = followed(true);
     let (session, effect) = step(session, ABSENT);
     assert!(matches!(effect, Effect::Join(_)), "{effect:?}");
-    let (session, _) = step(session, Event::Part(Part::Follows));
+    let (session, _) = step(session, Event::Joined(CollapseRole::Follows));
     let (session, _) = step(session, Event::Followed { again: true });
     let (_, effect) = step(session, ABSENT);
     assert!(
@@ -118,7 +118,7 @@ fn a_head_follows_nobody() {
 #[test]
 fn a_request_for_which_there_is_no_room_follows_nobody() {
     let (session, _) = step(Session::new(policy(), LARGEST), request(Method::GET));
-    let nothing = Event::Answer(Answer::Nothing(MissReason::Budget));
+    let nothing = Event::LookedUp(LookupAnswer::Nothing(MissReason::Budget));
     let (_, effect) = step(session, nothing);
     assert!(
         matches!(effect, Effect::Reply(Reply::Forward(_))),
@@ -134,8 +134,16 @@ fn alone_after(status: StatusCode) -> Duration {
         has_body: true,
         provenance: Provenance::Upstream,
     };
-    let (_, effect) = step(leading(policy()), Event::Response(head));
-    passed(effect).alone
+    let (session, _) = step(leading(policy()), Event::Response(head));
+    lasts(&session)
+}
+
+/// How long others do not wait because of what became of this request.
+fn lasts(session: &Session) -> Duration {
+    match session.verdict() {
+        Some(Verdict::NotWorthWaiting(lasts)) => lasts,
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]
@@ -148,7 +156,7 @@ fn hit_for_miss_follows_from_what_a_response_says_and_not_from_an_error() {
 
 #[test]
 fn a_response_that_is_stale_as_it_comes_answers_nobody_else() {
-    let plan = |age: &str| {
+    let waits = |age: &str| {
         let Event::Response(mut head) = response(PNG.len()) else {
             unreachable!()
         };
@@ -157,12 +165,77 @@ fn a_response_that_is_stale_as_it_comes_answers_nobody_else() {
             .insert("etag", HeaderValue::from_static("\"a\""));
         let policy = with_upstream(Completion::Followers);
         match step(leading(policy), Event::Response(head)) {
-            (_, Effect::Begin(plan)) => Some(plan.is_fresh),
-            _ => None,
+            (session, Effect::Begin(_)) => step(session, COPY_BEGUN).0.verdict().is_none(),
+            _ => false,
         }
     };
-    assert_eq!(plan("0"), Some(true));
-    assert_ne!(plan("1000"), Some(true));
+    assert!(waits("0"));
+    assert!(!waits("1000"));
+}
+
+/// A leader whose response has so many bytes, and whose copy was begun.
+fn copying(length: usize, is_held: bool) -> Session {
+    let (session, _) = step(leading(policy()), response(length));
+    step(session, Event::CopyBegun { is_held }).0
+}
+
+#[test]
+fn nobody_waits_for_what_is_not_held() {
+    assert_eq!(copying(PNG.len(), true).verdict(), None);
+    let large = copying(PNG.len(), false);
+    assert_eq!(lasts(&large), Duration::from_secs(30));
+    let (grown, _) = step(copying(PNG.len(), true), Event::CopyPassesOn);
+    assert_eq!(lasts(&grown), Duration::from_secs(30));
+}
+
+#[test]
+fn hit_for_miss_follows_from_bytes_size_and_trailers_too_and_not_from_what_befalls_the_copy() {
+    let (bytes, _) = step(copying(4, true), body("html", true));
+    assert_eq!(lasts(&bytes), Duration::from_secs(30));
+    let (trailers, _) = step(copying(PNG.len(), true), Event::Trailers);
+    assert_eq!(lasts(&trailers), Duration::from_secs(30));
+    assert_eq!(trailers.report().copy(), "trailers");
+    let begin = || step(leading(policy()), response(PNG.len())).0;
+    for (reason, expected) in [
+        (AbortReason::RecordTooLarge, 30),
+        (AbortReason::Budget, 0),
+        (AbortReason::Invalidated, 0),
+    ] {
+        let (session, _) = step(begin(), Event::CopyLost(reason));
+        assert_eq!(lasts(&session), Duration::from_secs(expected), "{reason:?}");
+    }
+    let lost = Event::CopyLost(AbortReason::Store);
+    let (lost, _) = step(copying(PNG.len(), true), lost);
+    assert_eq!(lasts(&lost), Duration::ZERO);
+}
+
+#[test]
+fn a_request_that_was_sent_on_never_follows_again() {
+    // Its own request about a large stale entry has led to the entry's removal.
+    let policy = with_upstream(Completion::Followers);
+    let (session, effect) = step(Session::new(policy, LARGEST), request(Method::GET));
+    let Effect::LookUp { key, .. } = effect else {
+        panic!("{effect:?}")
+    };
+    let (session, _) = step(session, large(record(&key, 1000)));
+    let (session, effect) = step(session, Event::Joined(CollapseRole::SentOn));
+    assert!(matches!(effect, Effect::Fetch(_)), "{effect:?}");
+    let (session, effect) = step(session, Event::Fetched(FetchOutcome::Freshened));
+    assert!(matches!(effect, Effect::LookUp { .. }), "{effect:?}");
+    let (_, effect) = step(session, ABSENT);
+    let is_sent_on = matches!(effect, Effect::Reply(Reply::Forward(_)));
+    assert!(is_sent_on, "{effect:?}");
+}
+
+/// What completes this request when its client leaves now.
+fn completion(session: Session, is_followed: bool) -> Option<Box<Refresh>> {
+    let (session, effect) = step(session, Event::ClientLeft { is_followed });
+    assert_eq!(session.verdict(), Some(Verdict::Left));
+    match effect {
+        Effect::Complete(refresh) => Some(refresh),
+        Effect::Nothing => None,
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]
@@ -172,21 +245,41 @@ fn what_is_cut_is_completed_where_others_wait_or_the_policy_says_so() {
         (Completion::Followers, false, false),
         (Completion::Always, false, true),
     ];
-    for (completion, is_followed, expected) in cases {
-        let sent_on = leading(with_upstream(completion));
-        assert_eq!(sent_on.completion(is_followed, NOW).is_some(), expected);
-        let (session, _) = step(sent_on, response(PNG.len()));
-        assert_eq!(session.completion(is_followed, NOW).is_some(), expected);
-        let (session, _) = step(session, Event::CopyBegun);
-        let refresh = session.completion(is_followed, NOW);
+    for (wanted, is_followed, expected) in cases {
+        let sent_on = || leading(with_upstream(wanted));
+        let beginning = || step(sent_on(), response(PNG.len())).0;
+        let filling = || step(beginning(), COPY_BEGUN).0;
+        for cut in [sent_on(), beginning()] {
+            assert_eq!(completion(cut, is_followed).is_some(), expected);
+        }
+        let refresh = completion(filling(), is_followed);
         assert_eq!(refresh.is_some(), expected);
-        let (session, _) = step(session, body(PNG, true));
-        assert!(session.completion(is_followed, NOW).is_none());
+        let (session, _) = step(filling(), body(PNG, true));
+        assert!(completion(session, is_followed).is_none());
         if let Some(refresh) = refresh {
             assert!(!refresh.fetch.headers.contains_key("range"));
             let (_, effect) = step(refresh.session, response(PNG.len()));
             assert!(matches!(effect, Effect::Begin(_)), "{effect:?}");
         }
     }
-    assert!(leading(policy()).completion(true, NOW).is_none());
+    assert!(completion(leading(policy()), true).is_none());
+}
+
+#[test]
+fn what_takes_too_long_is_completed_only_where_others_wait() {
+    for is_followed in [true, false] {
+        let policy = with_upstream(Completion::Always);
+        let (session, _) = step(leading(policy), response(PNG.len()));
+        let (session, _) = step(session, COPY_BEGUN);
+        let expired = Event::Expired {
+            reason: AbortReason::Slow,
+            is_followed,
+        };
+        let (session, effect) = step(session, expired);
+        assert_eq!(matches!(effect, Effect::Complete(_)), is_followed);
+        assert_eq!(session.report().copy(), "slow");
+        let (session, effect) = step(session, body(PNG, true));
+        assert!(matches!(effect, Effect::Nothing));
+        assert!(session.is_done());
+    }
 }

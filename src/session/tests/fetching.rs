@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::policy::{Completion, Upstream};
-use crate::session::{Fetched, Refresh};
+use crate::session::{FetchOutcome, Refresh};
 
 /// As that of the other tests, with an upstream.
 pub(super) fn policy() -> Arc<Policy> {
@@ -35,7 +35,7 @@ fn fetching(age: u64) -> (Session, Refresh, Key) {
 }
 
 /// The same after our own request has ended, with this answer of the store.
-fn ended(age: u64, fetched: Fetched, answer: impl FnOnce(&Key) -> Event) -> (Session, Effect) {
+fn ended(age: u64, fetched: FetchOutcome, answer: impl FnOnce(&Key) -> Event) -> (Session, Effect) {
     let (session, _, key) = fetching(age);
     let (session, effect) = step(session, Event::Fetched(fetched));
     assert!(matches!(effect, Effect::LookUp { .. }), "{effect:?}");
@@ -53,7 +53,8 @@ fn rfc5861_3_with_an_upstream_every_request_gets_the_stale_entry_and_we_ask() {
             panic!("{effect:?}")
         };
         assert_eq!(hit.headers["cache-status"], "afterimage; hit; ttl=-5");
-        assert_eq!(session.report(), Report::Stale);
+        let refreshed = Staleness::WhileRevalidate { seconds: 5 };
+        assert_eq!(session.report(), Report::Stale(refreshed));
         assert_eq!(refresh.key, key);
         // The refresh goes on as any request that was sent on.
         let (session, effect) = step(refresh.session, answer_of(304, Provenance::Upstream));
@@ -78,7 +79,7 @@ fn rfc9111_4_3_1_our_own_request_has_the_upstream_s_validators() {
 
 #[test]
 fn what_is_too_large_to_be_held_is_served_after_the_upstream_confirmed_it() {
-    let (session, effect) = ended(60, Fetched::Freshened, |key| large(record(key, 0)));
+    let (session, effect) = ended(60, FetchOutcome::Freshened, |key| large(record(key, 0)));
     let hit = hit(effect);
     assert_eq!(
         hit.headers["cache-status"],
@@ -96,13 +97,13 @@ fn rfc9111_5_2_2_4_what_must_be_asked_about_each_time_is_served_when_it_was() {
         record.headers.insert("cache-control", line);
         large(Arc::new(record))
     };
-    let (session, _) = ended(60, Fetched::Freshened, stale_at_once);
+    let (session, _) = ended(60, FetchOutcome::Freshened, stale_at_once);
     assert_eq!(session.report(), Report::Revalidated);
 }
 
 #[test]
 fn what_is_too_large_to_be_held_gives_way_to_a_new_body() {
-    let (session, effect) = ended(60, Fetched::Stored, |key| large(record(key, 0)));
+    let (session, effect) = ended(60, FetchOutcome::Stored, |key| large(record(key, 0)));
     assert_eq!(
         hit(effect).headers["cache-status"],
         "afterimage; fwd=stale; fwd-status=200; stored"
@@ -112,16 +113,17 @@ fn what_is_too_large_to_be_held_gives_way_to_a_new_body() {
 
 #[test]
 fn rfc5861_4_what_is_too_large_to_be_held_stands_in_for_an_error() {
-    let (session, effect) = ended(60, Fetched::Failed(StatusCode::BAD_GATEWAY), |key| {
+    let (session, effect) = ended(60, FetchOutcome::Failed(StatusCode::BAD_GATEWAY), |key| {
         large(record(key, 60))
     });
     assert_eq!(
         hit(effect).headers["cache-status"],
         "afterimage; fwd=stale; fwd-status=502"
     );
-    assert_eq!(session.report(), Report::Stale);
+    let failed = Staleness::IfError(StatusCode::BAD_GATEWAY);
+    assert_eq!(session.report(), Report::Stale(failed));
     // Not after its window.
-    let (_, effect) = ended(160, Fetched::Failed(StatusCode::BAD_GATEWAY), |key| {
+    let (_, effect) = ended(160, FetchOutcome::Failed(StatusCode::BAD_GATEWAY), |key| {
         large(record(key, 160))
     });
     assert!(matches!(effect, Effect::Reply(Reply::Forward(_))));
@@ -129,7 +131,7 @@ fn rfc5861_4_what_is_too_large_to_be_held_stands_in_for_an_error() {
 
 #[test]
 fn a_request_of_our_own_that_gave_nothing_leaves_the_request_to_the_proxy() {
-    for fetched in [Fetched::Nothing, Fetched::NotStored] {
+    for fetched in [FetchOutcome::Nothing, FetchOutcome::NotStored] {
         let (session, _, _) = fetching(60);
         let (session, effect) = step(session, Event::Fetched(fetched));
         let Effect::Reply(Reply::Forward(forward)) = effect else {
@@ -149,12 +151,12 @@ fn a_refresh_that_was_too_slow_to_be_found_leaves_the_request_to_the_proxy() {
         record.response_time = Timestamp::from_unix(NOW.as_unix() - 60);
         large(Arc::new(record))
     };
-    for fetched in [Fetched::Stored, Fetched::Freshened] {
+    for fetched in [FetchOutcome::Stored, FetchOutcome::Freshened] {
         let (_, effect) = ended(60, fetched, before);
         assert!(matches!(effect, Effect::Reply(Reply::Forward(_))));
     }
-    let absent = |_: &Key| Event::Answer(Answer::Nothing(MissReason::Absent));
-    let (_, effect) = ended(60, Fetched::Stored, absent);
+    let absent = |_: &Key| Event::LookedUp(LookupAnswer::Nothing(MissReason::Absent));
+    let (_, effect) = ended(60, FetchOutcome::Stored, absent);
     assert!(matches!(effect, Effect::Reply(Reply::Forward(_))));
 }
 

@@ -66,7 +66,7 @@ fn rfc9111_5_2_1_directives_of_a_request_that_is_obeyed() {
 #[test]
 fn rfc9111_5_2_1_7_only_if_cached_never_reaches_the_upstream() {
     let line = [("cache-control", "only-if-cached")];
-    let absent = |_: &Key| Event::Answer(Answer::Nothing(MissReason::Absent));
+    let absent = |_: &Key| Event::LookedUp(LookupAnswer::Nothing(MissReason::Absent));
     let stale = |key: &Key| found(record(key, 1000));
     let too_large = |key: &Key| large(record(key, 1000));
     for answer in [&absent as &dyn Fn(&Key) -> Event, &stale, &too_large] {
@@ -85,9 +85,9 @@ fn rfc9211_2_2_a_fresh_entry_that_the_client_refuses_says_request() {
     let (session, key) = looking_up(Method::GET, &[("cache-control", "no-cache")]);
     let (session, _) = step(session, found(record(&key, 0)));
     let (session, _) = step(session, response(PNG.len()));
-    let (_, effect) = step(session, Event::CopyBegun);
+    let (_, effect) = step(session, COPY_BEGUN);
     assert_eq!(
-        passed(effect).status,
+        passed(effect).cache_status,
         "afterimage; fwd=request; fwd-status=200; stored"
     );
 }
@@ -111,7 +111,7 @@ fn rfc9111_4_4_a_successful_unsafe_method_invalidates_before_its_answer_goes_on(
             }
             other => panic!("{other:?}"),
         };
-        assert_eq!(passed.status, "afterimage; fwd=method");
+        assert_eq!(passed.cache_status, "afterimage; fwd=method");
         assert_eq!(session.report(), Report::Method { invalidates });
     }
 }
@@ -163,7 +163,7 @@ fn imgproxy_s_answers_to_head_touch_no_entry() {
 #[test]
 fn rfc9110_7_6_3_via_names_us_on_both_ways_where_the_policy_says_so() {
     let (session, _) = looking_up(Method::GET, &[("via", "1.1 a")]);
-    let absent = Event::Answer(Answer::Nothing(MissReason::Absent));
+    let absent = Event::LookedUp(LookupAnswer::Nothing(MissReason::Absent));
     let (session, effect) = step(session, absent);
     let Effect::Reply(Reply::Forward(forward)) = effect else {
         panic!("{effect:?}")

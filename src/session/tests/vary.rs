@@ -1,8 +1,8 @@
 //! Secondary keys (RFC 9111 section 4.1).
 
 use super::*;
-use crate::policy::Variants;
-use crate::session::Signpost;
+use crate::entry::Variants;
+use crate::session::VaryIndex;
 
 const LANGUAGE: &str = "accept-language";
 
@@ -20,7 +20,7 @@ fn variants(stored: Vec<u64>) -> Variants {
 }
 
 /// What stands under a primary key whose responses vary by language.
-pub(super) fn signpost(key: &Key) -> Arc<Record> {
+pub(super) fn vary_index(key: &Key) -> Arc<Record> {
     Arc::new(Record::of_variants(key, variants(vec![1]), NOW))
 }
 
@@ -34,10 +34,10 @@ fn asking(policy: Arc<Policy>, language: &str) -> (Session, Key) {
     (session, key)
 }
 
-/// The same after it has read the signpost, and the key that it looks up then.
+/// The same after it has read the vary_index, and the key that it looks up then.
 fn selecting(language: &str) -> (Session, Key, Key) {
     let (session, primary) = asking(policy(2), language);
-    let (session, effect) = step(session, found(signpost(&primary)));
+    let (session, effect) = step(session, found(vary_index(&primary)));
     let Effect::LookUp { key, .. } = effect else {
         panic!("{effect:?}")
     };
@@ -61,7 +61,11 @@ fn plan(session: Session, event: Event) -> FillPlan {
 }
 
 fn missed(session: Session) -> Session {
-    step(session, Event::Answer(Answer::Nothing(MissReason::Absent))).0
+    step(
+        session,
+        Event::LookedUp(LookupAnswer::Nothing(MissReason::Absent)),
+    )
+    .0
 }
 
 #[test]
@@ -72,7 +76,7 @@ fn rfc9111_4_1_a_response_is_found_by_what_its_request_had_in_the_fields() {
     assert_ne!(selecting("en").2, german);
     let (session, effect) = step(session, found(record(&german, 0)));
     assert_eq!(hit(effect).status, 200);
-    assert_eq!(session.report(), Report::Hit);
+    assert_eq!(session.report(), Report::Hit { ttl: 60 });
 }
 
 #[test]
@@ -84,16 +88,19 @@ fn rfc9211_2_2_a_request_whose_variant_is_not_there_says_vary_miss() {
         panic!("{effect:?}")
     };
     assert_eq!(plan.key, german);
-    let (_, effect) = step(session, Event::CopyBegun);
-    assert_eq!(passed(effect).status, "afterimage; fwd=vary-miss; stored");
+    let (_, effect) = step(session, COPY_BEGUN);
+    assert_eq!(
+        passed(effect).cache_status,
+        "afterimage; fwd=vary-miss; stored"
+    );
 }
 
 #[test]
-fn rfc9111_4_1_a_response_that_varies_leaves_a_signpost_under_the_primary_key() {
+fn rfc9111_4_1_a_response_that_varies_leaves_an_index_under_the_primary_key() {
     let (session, primary) = asking(policy(2), "de");
     let plan = plan(missed(session), varying(LANGUAGE));
     assert_ne!(plan.key, primary);
-    let Some(Signpost { key, record }) = plan.signpost else {
+    let Some(VaryIndex { key, record }) = plan.vary_index else {
         panic!("{plan:?}")
     };
     assert_eq!(key, primary);
@@ -104,16 +111,16 @@ fn rfc9111_4_1_a_response_that_varies_leaves_a_signpost_under_the_primary_key() 
 
 #[test]
 fn rfc9111_4_1_the_most_recent_response_decides_about_the_fields() {
-    // It does not vary any more: it stands under the primary key, in the signpost's place.
+    // It does not vary any more: it stands under the primary key, in the vary_index's place.
     let (session, primary, _) = selecting("de");
     let plain = plan(missed(session), response(PNG.len()));
     assert_eq!(plain.key, primary);
-    assert!(plain.signpost.is_none());
+    assert!(plain.vary_index.is_none());
     // It varies by something else.
     let (session, _, german) = selecting("de");
     let other = plan(missed(session), varying("x-theme"));
     assert_ne!(other.key, german);
-    assert!(other.signpost.is_some());
+    assert!(other.vary_index.is_some());
 }
 
 #[test]
@@ -140,9 +147,9 @@ fn without_variants_a_response_that_varies_is_not_stored() {
 }
 
 #[test]
-fn a_signpost_to_a_signpost_leads_nowhere() {
+fn an_index_to_an_index_leads_nowhere() {
     let (session, _, german) = selecting("de");
-    let (session, effect) = step(session, found(signpost(&german)));
+    let (session, effect) = step(session, found(vary_index(&german)));
     assert!(matches!(effect, Effect::Reply(Reply::Forward(_))));
     assert_eq!(session.report().reason(), "corrupt");
 }

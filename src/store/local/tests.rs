@@ -6,7 +6,7 @@ use http::{HeaderMap, StatusCode};
 use tempfile::TempDir;
 
 use super::*;
-use crate::entry::BodyProof;
+use crate::entry::{BodyProof, Identity};
 use crate::store::read_whole;
 
 const GIB: u64 = 1024 * 1024 * 1024;
@@ -73,7 +73,7 @@ fn entry(number: u8, length: usize) -> (Key, Record, Bytes) {
     let body = Bytes::from(vec![number; length]);
     let record = Record {
         variants: None,
-        key_digest: *key.digest(),
+        identity: Identity::of(&key),
         status: StatusCode::OK,
         headers: HeaderMap::new(),
         response_time: Timestamp::from_unix(1_700_000_000),
@@ -358,7 +358,7 @@ async fn a_deleted_source_leaves_its_room_and_no_directory() {
     for digest in 1..=3 {
         let (_, mut record, body) = entry(1, 20_000 * usize::from(digest));
         let key = Key::from_parts("images", 1, [1; 32], [digest; 32]);
-        record.key_digest = *key.digest();
+        record.identity = Identity::of(&key);
         store.put(&key, &record, &[body]).await.unwrap();
     }
     assert!(store.directory.space.stored() > before + 120_000);

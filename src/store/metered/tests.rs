@@ -5,7 +5,7 @@ use http::{HeaderMap, StatusCode};
 
 use super::*;
 use crate::clock::Timestamp;
-use crate::entry::BodyProof;
+use crate::entry::{BodyProof, Identity};
 
 /// What a scripted store does with the next operation.
 #[derive(Debug, Clone)]
@@ -133,7 +133,7 @@ fn key() -> Key {
 fn record() -> Record {
     Record {
         variants: None,
-        key_digest: *key().digest(),
+        identity: Identity::of(&key()),
         status: StatusCode::OK,
         headers: HeaderMap::new(),
         response_time: Timestamp::from_unix(0),

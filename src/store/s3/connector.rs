@@ -14,7 +14,8 @@ use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::body::SdkBody;
 use hyper_util::client::legacy::Error as ClientError;
 
-use crate::transport::{self, Client, Endpoint, is_timeout};
+use crate::endpoint::Endpoint;
+use crate::transport::{self, Client, is_timeout};
 
 /// What the SDK makes its URLs from, and signs as `host`.
 pub(super) fn url(endpoint: &Endpoint) -> String {

@@ -6,8 +6,8 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 
+use crate::endpoint::Endpoint;
 use crate::store::Error;
-use crate::transport::Endpoint;
 
 /// An S3 operation that failed, in the words of whoever refused it.
 #[derive(Debug, thiserror::Error)]

@@ -18,9 +18,10 @@ use super::failure::{Attempt, chain};
 use super::signer::Signer;
 use super::{OBJECT_NAME, Place};
 use crate::clock::Clock;
+use crate::endpoint::Endpoint;
 use crate::secret::Secret;
 use crate::store::Error;
-use crate::transport::{self, Client, Endpoint, is_timeout};
+use crate::transport::{self, Client, is_timeout};
 
 /// An answer that says why there is no object has a few hundred bytes.
 const REFUSAL_BYTES: usize = 64 * 1024;

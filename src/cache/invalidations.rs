@@ -1,0 +1,253 @@
+//! What was invalidated a short while ago (RFC 9111 section 4.4).
+//!
+//! Deleting entries takes time, and a response that the upstream made before may still be on its way
+//! into the store. A invalidation on a source hides all that: from [`Invalidations::set`] on, lookups do not see what
+//! was stored up to then, and fills that began before are given up. The deletion itself runs in the
+//! background, and is tried again until it succeeds or the invalidation's time is over. A invalidation stays until no
+//! fill that began before it can be running any more.
+//!
+//! Invalidations are bounded in number. Where there is no room for another one, everything that was stored
+//! up to then is hidden for a invalidation's time, but not deleted: the store is asked less, not more.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+use tracing::warn;
+
+use crate::clock::{Clock, Stopwatch, Timestamp};
+use crate::entry::Source;
+use crate::store::{self, Store};
+
+/// Deletions at a time.
+const DELETIONS: usize = 4;
+
+/// After a deletion has failed; doubled with each further failure.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+
+/// A point in the order of invalidations: what is asked for at one is older than the invalidations after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct InvalidationSeq(u64);
+
+/// The invalidations of this process; clones share them.
+#[derive(Debug, Clone)]
+pub(super) struct Invalidations(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    table: Mutex<Table>,
+    /// Entries of the table and its floor, so that nobody takes the lock for nothing.
+    present: AtomicUsize,
+    sequence: AtomicU64,
+    store: Arc<dyn Store>,
+    clock: Clock,
+    tasks: TaskTracker,
+    deletions: Arc<Semaphore>,
+    bounds: Bounds,
+}
+
+/// How many invalidations there are, and for how long.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    /// Sources that are marked at a time.
+    pub(super) count: usize,
+    /// For how long a deletion that fails is tried again.
+    pub(super) patience: Duration,
+    /// The longest that a fill takes, its commit included.
+    pub(super) fill: Duration,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    invalidations: HashMap<Source, Invalidation>,
+    /// For all sources that found no room.
+    floor: Option<Invalidation>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Invalidation {
+    seq: InvalidationSeq,
+    at: Timestamp,
+    set: Stopwatch,
+    /// Whether what was stored before may still be there.
+    hides_stored: bool,
+}
+
+impl Invalidations {
+    /// No invalidations yet. What is marked is deleted from `store`, in `tasks`.
+    pub(super) fn new(
+        store: Arc<dyn Store>,
+        clock: Clock,
+        tasks: TaskTracker,
+        bounds: Bounds,
+    ) -> Self {
+        Self(Arc::new(Shared {
+            table: Mutex::default(),
+            present: AtomicUsize::new(0),
+            sequence: AtomicU64::new(0),
+            store,
+            clock,
+            tasks,
+            deletions: Arc::new(Semaphore::new(DELETIONS)),
+            bounds,
+        }))
+    }
+
+    /// The seq now.
+    pub(super) fn now(&self) -> InvalidationSeq {
+        InvalidationSeq(self.0.sequence.load(Ordering::SeqCst))
+    }
+
+    /// Invalidations sources. When this returns, nothing that was stored or asked for before is used by this
+    /// process any more.
+    pub(super) fn set(&self, sources: Vec<Source>) {
+        for source in sources {
+            let invalidation = Invalidation {
+                seq: InvalidationSeq(self.0.sequence.fetch_add(1, Ordering::SeqCst) + 1),
+                at: self.0.clock.now(),
+                set: Stopwatch::start(),
+                hides_stored: true,
+            };
+            if self.insert(&source, invalidation) {
+                let invalidations = self.clone();
+                self.0
+                    .tasks
+                    .spawn(async move { invalidations.delete(source).await });
+            }
+        }
+    }
+
+    /// Entries of `source` whose responses arrived up to this time are not used, because their
+    /// deletion is under way. Who reads one must have asked before, too: the deletion may be over by
+    /// the time that it was read.
+    pub(super) fn horizon(&self, source: &Source) -> Option<Timestamp> {
+        self.latest(source, |invalidation| {
+            invalidation.hides_stored.then_some(invalidation.at)
+        })
+    }
+
+    /// Whether a response of `source` that was asked for at `seq` was invalidated.
+    pub(super) fn hides(&self, source: &Source, seq: InvalidationSeq) -> bool {
+        self.latest(source, |invalidation| Some(invalidation.seq))
+            .is_some_and(|latest| seq < latest)
+    }
+
+    /// The latest of what the invalidations on `source` give.
+    fn latest<T: Ord>(
+        &self,
+        source: &Source,
+        give: impl Fn(&Invalidation) -> Option<T>,
+    ) -> Option<T> {
+        if self.0.present.load(Ordering::SeqCst) == 0 {
+            return None;
+        }
+        let table = self.lock();
+        table
+            .invalidations
+            .get(source)
+            .into_iter()
+            .chain(&table.floor)
+            .filter(|invalidation| !self.is_over(invalidation))
+            .filter_map(give)
+            .max()
+    }
+
+    /// Whether the invalidation is the first of its source, and so needs somebody to delete its entries.
+    fn insert(&self, source: &Source, invalidation: Invalidation) -> bool {
+        let mut table = self.lock();
+        if table.invalidations.len() >= self.0.bounds.count
+            && !table.invalidations.contains_key(source)
+        {
+            table
+                .invalidations
+                .retain(|_, invalidation| !self.is_over(invalidation));
+        }
+        let is_first = if let Some(known) = table.invalidations.get_mut(source) {
+            // A deletion that is under way sees that there is another invalidation, and runs again.
+            let was_hiding = known.hides_stored && !self.is_over(known);
+            *known = invalidation;
+            !was_hiding
+        } else if table.invalidations.len() < self.0.bounds.count {
+            table.invalidations.insert(source.clone(), invalidation);
+            true
+        } else {
+            warn!(
+                "no room for another invalidation: what was stored up to now is hidden, not deleted"
+            );
+            table.floor = Some(invalidation);
+            false
+        };
+        let present = table.invalidations.len() + usize::from(table.floor.is_some());
+        self.0.present.store(present, Ordering::SeqCst);
+        is_first
+    }
+
+    /// A invalidation that hides what is stored lasts until the deletion succeeds or is given up.
+    fn is_over(&self, invalidation: &Invalidation) -> bool {
+        let bounds = &self.0.bounds;
+        let time = if invalidation.hides_stored {
+            bounds.patience.max(bounds.fill)
+        } else {
+            bounds.fill
+        };
+        invalidation.set.elapsed() >= time
+    }
+
+    async fn delete(&self, source: Source) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let Some(begun) = self.invalidation(&source) else {
+                return;
+            };
+            let result = {
+                // The semaphore is never closed.
+                let _slot = self.0.deletions.acquire().await;
+                self.0.store.delete_source(&source).await
+            };
+            match result {
+                Ok(_) => {
+                    if self.deleted(&source, begun.seq) {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    let error = store::Causes(&error);
+                    if begun.set.elapsed() + pause >= self.0.bounds.patience {
+                        let prefix = source.prefix();
+                        warn!(prefix, %error, "invalidated entries were not deleted");
+                        return;
+                    }
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
+                }
+            }
+        }
+    }
+
+    fn invalidation(&self, source: &Source) -> Option<Invalidation> {
+        self.lock().invalidations.get(source).copied()
+    }
+
+    /// Notes that a deletion which began at `seq` has succeeded; `false` when there is a invalidation since.
+    fn deleted(&self, source: &Source, seq: InvalidationSeq) -> bool {
+        let mut table = self.lock();
+        let Some(invalidation) = table.invalidations.get_mut(source) else {
+            return true;
+        };
+        let is_last = invalidation.seq == seq;
+        if is_last {
+            invalidation.hides_stored = false;
+        }
+        is_last
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests;

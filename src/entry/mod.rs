@@ -1,0 +1,14 @@
+//! What is stored: how it is named, and what is kept beside a body.
+
+mod key;
+mod record;
+mod variants;
+
+pub(crate) use self::key::KeyHasher;
+pub use self::key::{Key, Source};
+pub use self::record::{
+    BodyChecksum, BodyProof, DecodeError, FORMAT_VERSION, Identity, MAX_ENCODED_BYTES, Record,
+    RecordTooLarge,
+};
+pub use self::variants::Variants;
+pub(crate) use self::variants::members;
