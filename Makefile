@@ -17,7 +17,7 @@ NODE_PROXY = tests/bench/node-proxy/node_modules/.package-lock.json
 
 .DEFAULT_GOAL = help
 .PHONY: help tools tools-up tools-test tools-examples tools-fuzz tools-bench build up down test fuzz \
-	conformance examples lint advisories docs bench bench-limits manifests translated
+	conformance examples reference lint advisories docs bench bench-limits manifests translated
 
 help: ## this list
 	@echo "Afterimage. Needs make, Rust, a C compiler and Python 3 with venv."
@@ -69,6 +69,9 @@ bench: tools-bench $(NODE_PROXY) ## Afterimage beside the floors and the peers, 
 bench-limits: tools-bench ## sizes, herds, memory and many objects, within 15 minutes; ONLY=herd for one
 	cargo build --release --bin afterimage --example bench
 	@$(BENCH) limits $(if $(ONLY),--only $(ONLY))
+
+reference: ## makes docs/configuration.md and its schema anew, out of the types of src/config
+	UPDATE=1 cargo test --quiet --lib config::reference
 
 lint: ## format, clippy, documentation of the code, licences and sources of dependencies; warnings denied
 	@tests/tools.sh cargo-deny

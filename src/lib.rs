@@ -34,3 +34,4 @@ pub mod store;
 pub mod telemetry;
 pub mod transport;
 pub mod upstream;
+mod written;

@@ -195,7 +195,7 @@ impl Cache {
             _reservation: self.reserve(COPY_BYTES)?,
         });
         let buffering = match plan.storable.content_length {
-            Some(length) if length > self.0.limits.held_bytes => {
+            Some(length) if length > self.0.limits.held_cap => {
                 self.pass_on(Arc::clone(&plan), &open)
             }
             known => {
@@ -234,7 +234,7 @@ impl Cache {
                     held.reserved = held.length;
                 }
                 held.chunks.push(chunk);
-                if held.length <= self.0.limits.held_bytes {
+                if held.length <= self.0.limits.held_cap {
                     Buffering::Held(held)
                 } else {
                     let buffering = self.pass_on(Arc::clone(&plan), &open);

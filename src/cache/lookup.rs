@@ -208,7 +208,7 @@ impl Cache {
         if length > parts.largest_bytes {
             return Ok(LookupResult::nothing(MissReason::TooLarge));
         }
-        let is_held = length <= parts.limits.immediate_bytes;
+        let is_held = length <= parts.limits.immediate_cap;
         let wanted = if is_held { length } else { STREAM_BYTES };
         let reservation =
             tokio::time::timeout(deadline.time_left(), parts.budget.reserve(wanted)).await;

@@ -120,7 +120,7 @@ impl Cache {
         let invalidations = Invalidations::new(Arc::clone(&store), clock, tasks.clone(), bounds);
         let memory = MemoryTier::new(
             memory.max_bytes,
-            limits.immediate_bytes,
+            limits.immediate_cap,
             memory.recheck,
             invalidations.clone(),
             metrics,

@@ -1,13 +1,11 @@
 //! From a file and the environment to a [`Config`].
 
-use std::fmt;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
 use super::tree::{self, Step};
-use super::value::Problem;
-use super::{Config, RawConfig, yaml};
+use super::{Config, Problem, Problems, RawConfig, yaml};
 
 /// Before every variable that overrides a field: `AFTERIMAGE_STORE__S3__ENDPOINT` is
 /// `store.s3.endpoint`.
@@ -15,37 +13,6 @@ const ENV_PREFIX: &str = "AFTERIMAGE_";
 
 /// As many problems as are looked for at once.
 const MOST_PROBLEMS: usize = 50;
-
-/// Everything that is wrong with a configuration.
-#[derive(Debug)]
-pub struct Problems {
-    file: String,
-    problems: Vec<Problem>,
-}
-
-impl std::error::Error for Problems {}
-
-impl fmt::Display for Problems {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.problems.as_slice() {
-            [only] => write!(f, "{}: {only}", self.file),
-            all => {
-                write!(f, "{}: {} problems", self.file, all.len())?;
-                all.iter()
-                    .try_for_each(|problem| write!(f, "\n  {problem}"))
-            }
-        }
-    }
-}
-
-impl Problems {
-    pub(super) fn of(file: &Path, problems: Vec<Problem>) -> Self {
-        Self {
-            file: file.display().to_string(),
-            problems,
-        }
-    }
-}
 
 impl Config {
     /// Reads `file`, with the variables of this process on top.
@@ -92,8 +59,9 @@ impl Config {
             overrides.extend(override_field(&mut tree, &name, &value));
         }
         let raw = read(Value::Object(tree), overrides, &mut problems);
-        let mut later = Vec::new();
-        let config = raw.and_then(|raw| raw.validate(&mut later));
+        let found = problems.len();
+        let config = raw.and_then(|raw| raw.build(&mut problems));
+        let mut later = problems.split_off(found);
         // A value that cannot be read was left out; that it is missing now is no second problem.
         later.retain(|later| !problems.iter().any(|problem| problem.explains(later)));
         problems.append(&mut later);

@@ -249,7 +249,7 @@ impl Conversation {
             body,
         } = delivery;
         let is_request = phase == Phase::RequestHeaders;
-        let immediate_cap = self.processor.core.cache().limits().immediate_bytes;
+        let immediate_cap = self.processor.core.cache().limits().immediate_cap;
         let (body, length) = match body {
             DeliveryBody::Nothing => return convert::immediate(status, &headers, Vec::new()),
             DeliveryBody::Length(length) => {

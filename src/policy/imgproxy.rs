@@ -17,15 +17,21 @@ use std::sync::LazyLock;
 use data_encoding::{BASE64URL_NOPAD, Encoding};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use http::{HeaderName, HeaderValue};
+#[cfg(test)]
+use schemars::JsonSchema;
+use serde::Deserialize;
+#[cfg(test)]
+use serde::Serialize;
 use sha2::Sha256;
 
 use self::path::{ImagePath, Processing, Source, Target, UrlOption};
 use self::variant::Variant;
 use super::decide::Keyed;
 use super::request::{is_precondition_or_range, is_untouchable};
-use super::{BypassReason, Forward, RequestHead};
+use super::{BypassReason, FieldName, Forward, RequestHead};
 use crate::clock::Timestamp;
 use crate::entry::KeyHasher;
+use crate::written::Each;
 
 /// URL-safe base64 without padding; like imgproxy's it does not care about bits that belong to no
 /// byte.
@@ -61,30 +67,56 @@ const TRACE_FIELDS: [&str; 18] = [
 ];
 
 /// How URLs of an imgproxy policy are read: the settings of the imgproxy that it stands for.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Deserialize)]
+#[cfg_attr(test, derive(Serialize, JsonSchema))]
+#[serde(default, deny_unknown_fields)]
 pub struct Imgproxy {
-    /// What comes before the signature: empty, or a path such as `/img` without a slash at its end.
+    /// What comes before the signature in the path that Envoy's clients send, such as `/thumbs`: a
+    /// path without a slash at its end.
     pub path_prefix: String,
     /// Signatures.
+    #[serde(skip)]
     pub signing: Signing,
-    /// `IMGPROXY_ARGUMENTS_SEPARATOR`, not empty.
+    /// The value of `IMGPROXY_ARGUMENTS_SEPARATOR`: not empty, and without a slash.
     pub arguments_separator: String,
-    /// `IMGPROXY_ONLY_PRESETS`.
+    /// The value of `IMGPROXY_ONLY_PRESETS`.
     pub only_presets: bool,
-    /// `IMGPROXY_BASE64_URL_INCLUDES_FILENAME`.
+    /// The value of `IMGPROXY_BASE64_URL_INCLUDES_FILENAME`.
+    #[serde(rename = "base64_url_includes_filename")]
     pub base64_includes_filename: bool,
     /// Formats that imgproxy chooses by `Accept` (`IMGPROXY_AUTO_*`).
     pub formats: Vec<ImageFormat>,
     /// Formats that imgproxy chooses by `Accept` even over an explicit one (`IMGPROXY_ENFORCE_*`).
+    #[serde(rename = "enforced_formats")]
     pub enforced: Vec<ImageFormat>,
-    /// Values that a `DPR` hint is rounded up to, rising; empty: the hint is removed on the way.
+    /// Values that the `DPR` hint is rounded up to, rising, above 0 and at most 8. Without them the
+    /// hint does not reach imgproxy, because every value of it would be an entry of its own.
     pub dpr_steps: Vec<f64>,
-    /// Pixels that a `Width` hint is rounded up to, rising; empty: the hint is removed on the way.
+    /// Pixels that the `Width` hint is rounded up to, rising. Without them the hint does not reach
+    /// imgproxy, because every value of it would be an entry of its own.
     pub width_steps: Vec<u32>,
-    /// Request headers that are sent on although they are not in the key: the operator's promise
-    /// that they do not change the image. `Accept`, the hints, preconditions and ranges are not sent on
-    /// even when they are named.
+    /// Request headers that reach imgproxy although they are not in the key: the operator's promise
+    /// that they do not change the image. `Accept`, the hints, conditions and ranges are never sent on
+    /// that way.
+    #[serde(with = "Each::<FieldName>")]
     pub forward_headers: Vec<HeaderName>,
+}
+
+impl Default for Imgproxy {
+    fn default() -> Self {
+        Self {
+            path_prefix: String::new(),
+            signing: Signing::Unknown,
+            arguments_separator: ":".to_owned(),
+            only_presets: false,
+            base64_includes_filename: false,
+            formats: Vec::new(),
+            enforced: Vec::new(),
+            dpr_steps: Vec::new(),
+            width_steps: Vec::new(),
+            forward_headers: Vec::new(),
+        }
+    }
 }
 
 impl Imgproxy {
@@ -213,7 +245,9 @@ impl Source<'_> {
 }
 
 /// A format that imgproxy negotiates by `Accept`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[cfg_attr(test, derive(Serialize, JsonSchema))]
+#[serde(rename_all = "lowercase")]
 pub enum ImageFormat {
     /// `image/jxl`.
     Jxl,

@@ -26,6 +26,7 @@ pub(crate) mod testing;
 mod upstream;
 mod validators;
 mod vary;
+mod written;
 
 pub use self::cache_control::{CacheControl, RequestControl};
 pub use self::decide::{BypassReason, Decision, Forward, Lookup, LookupMethod};
@@ -43,3 +44,4 @@ pub use self::serve::{CACHE_STATUS, Served, ServedBody};
 pub use self::storable::{Content, NotStorable, Provenance, ResponseHead, Storable};
 pub use self::upstream::{Completion, Fetch, Upstream};
 pub use self::validators::{Conditions, Selected, Validators, forwarded_validators};
+pub(crate) use self::written::FieldName;

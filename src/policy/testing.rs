@@ -1,14 +1,9 @@
 //! Requests and policies for the tests of this module.
 
-use std::time::Duration;
-
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderName, HeaderValue, Method};
 
-use super::{
-    Authorization, Clients, Cookies, Decision, FreshnessRules, Generic, Imgproxy, Kind, Lookup,
-    MediaRange, Policy, Query, RequestHead, Signing, Statuses, StoreRules, Validators, Verify,
-};
+use super::{Cookies, Decision, Generic, Imgproxy, Kind, Lookup, Policy, RequestHead, Signing};
 use crate::clock::Timestamp;
 
 /// Cases for each property that is cheap; the variable `PROPTEST_CASES` wins over it. A case that fails
@@ -21,24 +16,15 @@ pub(crate) const NOW: Timestamp = Timestamp::from_unix(1_800_000_000);
 
 pub(crate) fn imgproxy() -> Imgproxy {
     Imgproxy {
-        path_prefix: String::new(),
         signing: Signing::Unsigned,
-        arguments_separator: ":".into(),
-        only_presets: false,
-        base64_includes_filename: false,
-        formats: Vec::new(),
-        enforced: Vec::new(),
-        dpr_steps: Vec::new(),
-        width_steps: Vec::new(),
-        forward_headers: Vec::new(),
+        ..Imgproxy::default()
     }
 }
 
 pub(crate) fn generic() -> Generic {
     Generic {
-        query: Query::All,
-        headers: Vec::new(),
         invalidates: false,
+        ..Generic::default()
     }
 }
 
@@ -47,39 +33,10 @@ pub(crate) fn policy(kind: Kind) -> Policy {
         name: "images".into(),
         namespace: "images".into(),
         epoch: 0,
-        key_host: false,
         kind,
         cookies: Cookies::Ignore,
-        authorization: Authorization::Bypass,
-        clients: Clients::Ignored,
-        targeted: vec![HeaderName::from_static("cdn-cache-control")],
-        validators: Validators::Upstream,
-        via: None,
-        shows_detail: false,
         collapses: false,
-        upstream: None,
-        store: StoreRules {
-            statuses: Statuses::Only(vec![StatusCode::OK]),
-            content_codings: false,
-            variants: 0,
-            hit_for_miss: Duration::from_secs(30),
-            content_types: vec![MediaRange {
-                main: "image".into(),
-                sub: None,
-            }],
-            verify: Verify::Image,
-            exclude_headers: Vec::new(),
-        },
-        freshness: FreshnessRules {
-            default: None,
-            floor: Duration::ZERO,
-            ceiling: Duration::from_secs(30 * 24 * 3600),
-            heuristic: None,
-            negative: Vec::new(),
-            stale_while_revalidate: None,
-            stale_if_error: None,
-            fallback_max_age: None,
-        },
+        ..Policy::default()
     }
 }
 

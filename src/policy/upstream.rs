@@ -22,11 +22,13 @@ pub struct Upstream {
 }
 
 /// Which requests a request of our own completes when their clients leave.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize, schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
 pub enum Completion {
     /// Those that others wait for.
     Followers,
-    /// All that may fill.
+    /// All that may fill, so that what was begun is stored.
     Always,
 }
 

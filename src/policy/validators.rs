@@ -9,9 +9,12 @@ use crate::clock::Timestamp;
 use crate::entry::BodyProof;
 
 /// Whose entity tags clients see.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize, schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
 pub enum Validators {
-    /// Ours, made of the bytes: strong, and different for every variant.
+    /// Ours, made of the bytes: strong, and different for every variant. A miss has none, because the
+    /// bytes are not known yet.
     Content,
     /// The upstream's.
     Upstream,

@@ -115,9 +115,11 @@ fn processor(
         .iter()
         .filter_map(|policy| Some(policy.upstream.as_ref()?.endpoint.clone()));
     let upstreams =
-        Upstreams::new(endpoints, config.limits.fetches).map_err(|source| Error::System {
-            what: "requests to the policies' upstreams cannot be made",
-            source,
+        Upstreams::new(endpoints, config.limits.upstream_fetches).map_err(|source| {
+            Error::System {
+                what: "requests to the policies' upstreams cannot be made",
+                source,
+            }
         })?;
     let waits = WaitLimits::of(&config.envoy, config.limits.lookup_timeout);
     let core = Core::new(cache.clone(), upstreams, clock, waits.patience, metrics);

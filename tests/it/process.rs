@@ -191,12 +191,12 @@ routes: {a: nobody}
     for args in [SERVE, CHECK] {
         let ended = place.run(&args).await?;
         let places = [
-            "\n  listen: is not a loopback address",
-            "\n  admin.listen: is not `IP:PORT`",
+            "\n  listen: expected `unix:PATH`",
+            "\n  admin.listen: expected `IP:PORT`",
             "\n  limits.lookup_timeout: ",
             "\n  limits.budget: ",
             "\n  limits.no_such_limit: ",
-            "\n  store.s3.endpoint: give `http://host:port`",
+            "\n  store.s3.endpoint: expected `http://host:port`",
             "\n  policies.images.kind: ",
             "\n  policies.thumbs.path_prefix: begins with a slash",
         ];
