@@ -243,7 +243,7 @@ impl Shared {
             return;
         }
         self.cache.insert(key.clone(), Arc::new(kept));
-        // A mark that was set meanwhile may have looked for it too early.
+        // An invalidation that came meanwhile may have looked for it too early.
         if is_hidden() {
             self.cache.remove(key);
         }

@@ -37,16 +37,19 @@ fn sources() -> Vec<Source> {
         for entry in fs::read_dir(directory).unwrap() {
             let path = entry.unwrap().path();
             let module = module_of(path.strip_prefix(&root).unwrap());
-            let is_for_tests = module
-                .iter()
-                .any(|part| ["tests", "testing", "fuzzing", "properties"].contains(&&**part));
+            let is_for_tests = module.iter().any(|part| {
+                ["tests", "testing", "fuzzing", "properties", "reference"].contains(&&**part)
+            });
             if is_for_tests {
                 continue;
             }
             if path.is_dir() {
                 directories.push(path);
-            } else if !TOP.contains(&&*module[0]) {
-                let file = syn::parse_file(&fs::read_to_string(&path).unwrap()).unwrap();
+            } else if path.extension().is_some_and(|extension| extension == "rs")
+                && !TOP.contains(&&*module[0])
+            {
+                let file = syn::parse_file(&fs::read_to_string(&path).unwrap())
+                    .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
                 let mut names = Names {
                     module: module.clone(),
                     found: BTreeSet::new(),

@@ -159,7 +159,10 @@ async fn followers_do_not_wait_for_the_completion_of_a_large_body() -> Result<()
     for answer in waiting {
         assert!(answer.await??.body == body);
     }
-    Ok(())
+    // None of them has waited until its time was over.
+    stack
+        .metric_reaches("afterimage_followers_total", &[("result", "turn")], 3)
+        .await
 }
 
 #[tokio::test]
