@@ -431,8 +431,11 @@ impl Cache {
     }
 
     fn not_committed(&self, plan: &Plan, error: &store::Error) -> AbortReason {
-        if let store::Error::TooLarge(_) | store::Error::Denied(_) = error {
-            self.0.refusals.add(&plan.key, plan.hit_for_miss);
+        match error {
+            store::Error::TooLarge(_) => self.0.refusals.add(&plan.key, plan.hit_for_miss),
+            // Permissions and quotas change, and not for one entry alone.
+            store::Error::Denied(_) => self.0.refusals.add(&plan.key, self.0.limits.breaker_wait),
+            store::Error::Unavailable(_) | store::Error::TimedOut | store::Error::Corrupt(_) => {}
         }
         let (key, error) = (plan.key.object_name(), store::Causes(error));
         warn!(key, %error, "fill was not committed");

@@ -457,6 +457,8 @@ async fn a_denied_store_is_forwarded_and_counted() -> Result<()> {
     }
     let metrics = stack.metrics().await?;
     assert_eq!(requests(&metrics, "store_denied"), 2.0);
-    assert_eq!(aborted(&metrics, "store"), 2.0);
+    // The second one need not be tried, if it comes soon enough.
+    let (tried, refused) = (aborted(&metrics, "store"), aborted(&metrics, "refused"));
+    assert!(tried >= 1.0 && tried + refused == 2.0, "{tried}, {refused}");
     Ok(())
 }
