@@ -17,7 +17,7 @@ NODE_PROXY = tests/bench/node-proxy/node_modules/.package-lock.json
 
 .DEFAULT_GOAL = help
 .PHONY: help tools tools-up tools-test tools-examples tools-fuzz tools-bench build up down test fuzz \
-	conformance examples reference lint advisories docs bench bench-limits manifests translated
+	conformance examples reference lint advisories docs bench bench-versus bench-limits manifests translated
 
 help: ## this list
 	@echo "Afterimage. Needs make, Rust, a C compiler and Python 3 with venv."
@@ -65,6 +65,11 @@ examples: tools-examples manifests $(NODE_MODULES) ## checks the files for meshe
 bench: tools-bench $(NODE_PROXY) ## Afterimage beside the floors and the peers, 15 minutes; QUICK=1 for 2
 	cargo build --release --bin afterimage --example bench
 	@$(BENCH) run $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
+
+bench-versus: tools-bench ## this build beside another one; OTHER=path/to/afterimage
+	@[ -n '$(OTHER)' ] || { echo 'bench-versus: OTHER is missing; it is the path of another build of afterimage' >&2; exit 1; }
+	cargo build --release --bin afterimage --example bench
+	@$(BENCH) versus '$(OTHER)'
 
 bench-limits: tools-bench ## sizes, herds, memory and many objects, within 15 minutes; ONLY=herd for one
 	cargo build --release --bin afterimage --example bench

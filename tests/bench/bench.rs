@@ -29,6 +29,7 @@ mod systems;
 mod upstream;
 mod urls;
 mod usage;
+mod versus;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -75,6 +76,11 @@ enum Arguments {
         #[arg(long, value_enum)]
         only: Option<limits::Part>,
     },
+    /// Measures this build beside another one, within 5 minutes.
+    Versus {
+        /// The other build of `afterimage`.
+        binary: PathBuf,
+    },
     /// The server in imgproxy's place.
     #[command(hide = true)]
     Upstream { listen: SocketAddr },
@@ -87,6 +93,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse() {
         Arguments::Run { quick, only } => one_thread(until_signal(bench(quick, only))),
         Arguments::Limits { only } => one_thread(until_signal(limits(only))),
+        Arguments::Versus { binary } => one_thread(until_signal(versus(&binary))),
         Arguments::Upstream { listen } => one_thread(upstream::serve(listen)),
         Arguments::EmptyExtProc { socket, messages } => {
             conversations(empty_ext_proc::serve(&socket, &messages))
@@ -164,6 +171,11 @@ async fn limits(only: Option<limits::Part>) -> Result<()> {
     std::fs::write(&json, format!("{limits:#}\n"))?;
     println!("\n{}\n{} s", json.display(), started.elapsed().as_secs());
     Ok(())
+}
+
+async fn versus(binary: &Path) -> Result<()> {
+    prepare()?;
+    versus::measure(binary).await
 }
 
 fn prepare() -> Result<()> {

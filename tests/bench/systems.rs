@@ -139,15 +139,29 @@ impl Systems {
     /// # Errors
     /// When something is not installed or does not start; the message holds its last output.
     pub(crate) async fn start(wanted: &[Setup], sizes: &[u64]) -> Result<Self> {
+        Self::start_build(wanted, sizes, None).await
+    }
+
+    /// The same with this build of Afterimage.
+    ///
+    /// # Errors
+    /// As [`Systems::start`].
+    pub(crate) async fn start_build(
+        wanted: &[Setup],
+        sizes: &[u64],
+        binary: Option<&Path>,
+    ) -> Result<Self> {
         let upstream = Upstream::start().await?;
         let address = upstream.address();
         let starting = wanted.iter().map(async |setup| {
             let running = match setup {
-                Setup::AfterimageMemory => afterimage(Store::Local, "{}", address).await?,
-                Setup::AfterimageLocal => afterimage(Store::Local, MEMORY_OFF, address).await?,
-                Setup::AfterimageGarage => afterimage(Store::Garage, MEMORY_OFF, address).await?,
+                Setup::AfterimageMemory => build(binary, Store::Local, "{}", address).await?,
+                Setup::AfterimageLocal => build(binary, Store::Local, MEMORY_OFF, address).await?,
+                Setup::AfterimageGarage => {
+                    build(binary, Store::Garage, MEMORY_OFF, address).await?
+                }
                 Setup::AfterimageGarageUnix => {
-                    afterimage(Store::GarageOverUnix, MEMORY_OFF, address).await?
+                    build(binary, Store::GarageOverUnix, MEMORY_OFF, address).await?
                 }
                 Setup::EnvoyAlone => envoy_alone(address).await?,
                 Setup::Nginx => with_nginx(address).await?,
@@ -449,7 +463,20 @@ pub(crate) async fn afterimage(
     settings: &str,
     upstream: SocketAddr,
 ) -> Result<Running> {
-    let stack = before(upstream).store(store).settings(settings);
+    build(None, store, settings, upstream).await
+}
+
+/// The same with this build of it; the project's own if there is none.
+async fn build(
+    binary: Option<&Path>,
+    store: Store,
+    settings: &str,
+    upstream: SocketAddr,
+) -> Result<Running> {
+    let mut stack = before(upstream).store(store).settings(settings);
+    if let Some(binary) = binary {
+        stack = stack.afterimage_binary(binary);
+    }
     let mut stack = stack.start().await?;
     let afterimage = Part::new("afterimage", stack.afterimage().process.pid());
     let garage = (store != Store::Local).then(|| Garage {

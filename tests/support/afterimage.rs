@@ -86,11 +86,12 @@ pub(crate) struct Afterimage {
 }
 
 impl Afterimage {
-    /// Starts it in `dir`, where it listens on `run/ext_proc.sock`, and waits until it is ready.
+    /// Starts this build of it in `dir`, where it listens on `run/ext_proc.sock`, and waits until it is ready.
     ///
     /// # Errors
     /// When it does not start; the message holds its last output.
     pub(crate) async fn start(
+        binary: &Path,
         dir: &Path,
         mut config: Config,
         env: &[(String, String)],
@@ -102,7 +103,7 @@ impl Afterimage {
         settings::write(&config.0, &path)?;
         let launch = env
             .iter()
-            .fold(launch(&binary()?, dir, &path), |launch, (name, value)| {
+            .fold(launch(binary, dir, &path), |launch, (name, value)| {
                 launch.env(name, value)
             });
         let mut afterimage = Self {

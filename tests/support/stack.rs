@@ -39,6 +39,7 @@ pub(crate) struct Builder {
     imgproxy_env: Vec<(String, String)>,
     afterimage: bool,
     afterimage_env: Vec<(String, String)>,
+    binary: Option<PathBuf>,
     config: Option<Value>,
     policies: Option<String>,
     settings: Vec<String>,
@@ -71,6 +72,12 @@ impl Builder {
     /// Starts no Afterimage: Envoy finds nobody on the socket and passes everything on.
     pub(crate) fn without_afterimage(mut self) -> Self {
         self.afterimage = false;
+        self
+    }
+
+    /// Runs this build of Afterimage.
+    pub(crate) fn afterimage_binary(mut self, binary: &Path) -> Self {
+        self.binary = Some(binary.to_owned());
         self
     }
 
@@ -143,7 +150,11 @@ impl Builder {
         };
         let afterimage = if self.afterimage {
             let config = self.config(garage.as_ref())?;
-            Some(Afterimage::start(root, config, &self.afterimage_env).await?)
+            let binary = match &self.binary {
+                Some(binary) => binary.clone(),
+                None => super::afterimage::binary()?,
+            };
+            Some(Afterimage::start(&binary, root, config, &self.afterimage_env).await?)
         } else {
             None
         };
@@ -215,6 +226,7 @@ impl Stack {
             imgproxy_env: Vec::new(),
             afterimage: true,
             afterimage_env: Vec::new(),
+            binary: None,
             config: None,
             policies: None,
             settings: Vec::new(),
