@@ -39,7 +39,7 @@ struct Keys {
 
 /// What a lookup of a key does.
 #[derive(Debug)]
-pub(super) enum Turn {
+pub(super) enum LookupStep {
     /// It reads the store.
     Reads,
     /// It reads the store, and those that come later wait for what it reads.
@@ -160,12 +160,12 @@ impl InFlight {
     }
 
     /// What a lookup of `key` does. When it reads the store, later lookups wait for what it reads.
-    pub(super) fn look_up(&self, key: &Key) -> Turn {
+    pub(super) fn look_up(&self, key: &Key) -> LookupStep {
         let mut table = self.lock();
         table.wait(key).unwrap_or_else(|| {
             let (sender, read) = watch::channel(None);
             table.reads.insert(key.clone(), read);
-            Turn::ReadsForAll(Reading {
+            LookupStep::ReadsForAll(Reading {
                 table: self.clone(),
                 key: key.clone(),
                 read: sender,
@@ -174,8 +174,8 @@ impl InFlight {
     }
 
     /// As [`InFlight::look_up`] for a lookup that wants no body. What it reads is not enough for others.
-    pub(super) fn look_up_head(&self, key: &Key) -> Turn {
-        self.lock().wait(key).unwrap_or(Turn::Reads)
+    pub(super) fn look_up_head(&self, key: &Key) -> LookupStep {
+        self.lock().wait(key).unwrap_or(LookupStep::Reads)
     }
 
     /// Later lookups no longer join a read of `key` that is under way: the entry has changed.
@@ -201,13 +201,13 @@ impl InFlight {
 }
 
 impl Keys {
-    fn wait(&self, key: &Key) -> Option<Turn> {
+    fn wait(&self, key: &Key) -> Option<LookupStep> {
         if let Some(slot) = self.fills.get(key) {
             slot.wanted.notify_one();
-            return Some(Turn::WaitsForFill(Filled(slot.held.clone())));
+            return Some(LookupStep::WaitsForFill(Filled(slot.held.clone())));
         }
         let read = self.reads.get(key)?;
-        Some(Turn::JoinsRead(JoinedRead(read.clone())))
+        Some(LookupStep::JoinsRead(JoinedRead(read.clone())))
     }
 }
 
@@ -305,21 +305,21 @@ mod tests {
 
     fn filled(table: &InFlight) -> Filled {
         match table.look_up(&key()) {
-            Turn::WaitsForFill(filled) => filled,
+            LookupStep::WaitsForFill(filled) => filled,
             other => panic!("{other:?}"),
         }
     }
 
     fn reading(table: &InFlight) -> Reading {
         match table.look_up(&key()) {
-            Turn::ReadsForAll(reading) => reading,
+            LookupStep::ReadsForAll(reading) => reading,
             other => panic!("{other:?}"),
         }
     }
 
     fn joining(table: &InFlight) -> JoinedRead {
         match table.look_up(&key()) {
-            Turn::JoinsRead(joined) => joined,
+            LookupStep::JoinsRead(joined) => joined,
             other => panic!("{other:?}"),
         }
     }
@@ -369,9 +369,9 @@ mod tests {
         let (joined, head) = (joining(&table), table.look_up_head(&key()));
         first.end(Read::Absent);
         assert!(matches!(joined.end().await, Read::Absent));
-        assert!(matches!(head, Turn::JoinsRead(_)));
+        assert!(matches!(head, LookupStep::JoinsRead(_)));
         // Nobody has read it for those that come now, and one without a body reads for nobody else.
-        assert!(matches!(table.look_up_head(&key()), Turn::Reads));
+        assert!(matches!(table.look_up_head(&key()), LookupStep::Reads));
         drop(reading(&table));
     }
 
@@ -399,7 +399,7 @@ mod tests {
             let joined = joining(&table);
             // It leaves the later one in its place.
             before.end(Read::Absent);
-            assert!(matches!(table.look_up(&key()), Turn::JoinsRead(_)));
+            assert!(matches!(table.look_up(&key()), LookupStep::JoinsRead(_)));
             after.end(Read::Alone);
             assert!(matches!(joined.end().await, Read::Alone));
         }
@@ -414,7 +414,7 @@ mod tests {
         for (namespace, epoch) in [("other", 1), ("test", 2)] {
             assert!(!table.has(&Key::from_parts(namespace, epoch, [1; 32], [2; 32])));
             let looked_up = table.look_up(&read(namespace, epoch));
-            assert!(matches!(looked_up, Turn::ReadsForAll(_)));
+            assert!(matches!(looked_up, LookupStep::ReadsForAll(_)));
         }
     }
 }

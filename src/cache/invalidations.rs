@@ -34,10 +34,10 @@ pub struct InvalidationSeq(u64);
 
 /// The invalidations of this process; clones share them.
 #[derive(Debug, Clone)]
-pub(super) struct Invalidations(Arc<Shared>);
+pub(super) struct Invalidations(Arc<State>);
 
 #[derive(Debug)]
-struct Shared {
+struct State {
     table: Mutex<Table>,
     /// Entries of the table and its floor, so that nobody takes the lock for nothing.
     present: AtomicUsize,
@@ -84,7 +84,7 @@ impl Invalidations {
         tasks: TaskTracker,
         bounds: Bounds,
     ) -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(State {
             table: Mutex::default(),
             present: AtomicUsize::new(0),
             sequence: AtomicU64::new(0),

@@ -11,7 +11,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use tracing::{debug, warn};
 
 use super::body_reader::{FoundStream, STREAM_BYTES};
-use super::in_flight::{Read, Turn, Whole};
+use super::in_flight::{LookupStep, Read, Whole};
 use super::memory_tier::Kept;
 use super::{Cache, InvalidationSeq};
 use crate::clock::Stopwatch;
@@ -141,18 +141,18 @@ impl Cache {
         method: LookupMethod,
         deadline: Deadline,
     ) -> Result<LookupResult, store::Error> {
-        let turn = match method {
+        let step = match method {
             LookupMethod::Get => self.0.in_flight.look_up(key),
             LookupMethod::Head => self.0.in_flight.look_up_head(key),
         };
-        match turn {
-            Turn::Reads => self.read(key, method, deadline).await,
-            Turn::ReadsForAll(reading) => {
+        match step {
+            LookupStep::Reads => self.read(key, method, deadline).await,
+            LookupStep::ReadsForAll(reading) => {
                 let found = self.read(key, method, deadline).await?;
                 reading.end(found.for_others());
                 Ok(found)
             }
-            Turn::WaitsForFill(filled) => {
+            LookupStep::WaitsForFill(filled) => {
                 let filled = async { Ok(filled.end().await) };
                 match deadline.hold(filled).await? {
                     Some(held) if !self.0.invalidations.hides(key.source(), held.asked) => {
@@ -162,7 +162,7 @@ impl Cache {
                     Some(_) | None => deadline.hold(self.read(key, method, deadline)).await,
                 }
             }
-            Turn::JoinsRead(joined) => {
+            LookupStep::JoinsRead(joined) => {
                 self.0.lookup_metrics.joined.inc();
                 match deadline.hold(async { Ok(joined.end().await) }).await? {
                     Read::Whole(Whole { record, body }) => {

@@ -2,7 +2,7 @@
 //!
 //! Bounded in bytes: an entry counts with its body, its header fields and what keeping it costs. What
 //! was asked for once does not push out what is asked for again and again (`quick_cache` admits new
-//! entries to a small queue of its own). Bodies are shared with the answers that they go out in.
+//! entries to a small queue of its own). Bodies are tier with the answers that they go out in.
 //!
 //! The store stays what counts. An entry is served as long as it is fresh, and every so often one of
 //! its hits is told to compare it with the store beside the answer, so that what other replicas wrote
@@ -34,10 +34,10 @@ const ESTIMATED_ENTRY_BYTES: u64 = 32 * 1024;
 
 /// The tier; clones share it.
 #[derive(Debug, Clone)]
-pub(super) struct MemoryTier(Option<Arc<Shared>>);
+pub(super) struct MemoryTier(Option<Arc<Tier>>);
 
 #[derive(Debug)]
-struct Shared {
+struct Tier {
     cache: Cache<Key, Arc<Kept>, Weight>,
     largest_body: u64,
     recheck: Duration,
@@ -126,7 +126,7 @@ impl MemoryTier {
             DefaultHashBuilder::default(),
             DefaultLifecycle::default(),
         );
-        Self(Some(Arc::new(Shared {
+        Self(Some(Arc::new(Tier {
             cache,
             largest_body,
             recheck,
@@ -142,11 +142,11 @@ impl MemoryTier {
 
     /// The entry for `key`.
     pub(super) fn get(&self, key: &Key) -> Option<Hit> {
-        let shared = self.0.as_ref()?;
-        let entry = shared.cache.get(key)?;
-        let now = shared.now();
+        let tier = self.0.as_ref()?;
+        let entry = tier.cache.get(key)?;
+        let now = tier.now();
         let compared = entry.compared.load(Ordering::Relaxed);
-        let is_due = u128::from(now.saturating_sub(compared)) >= shared.recheck.as_millis()
+        let is_due = u128::from(now.saturating_sub(compared)) >= tier.recheck.as_millis()
             && entry
                 .compared
                 .compare_exchange(compared, now, Ordering::Relaxed, Ordering::Relaxed)
@@ -164,55 +164,55 @@ impl MemoryTier {
         body: &[Bytes],
         asked: InvalidationSeq,
     ) {
-        let Some(shared) = &self.0 else {
+        let Some(tier) = &self.0 else {
             return;
         };
         let length: usize = body.iter().map(Bytes::len).sum();
-        if length as u64 > shared.largest_body {
+        if length as u64 > tier.largest_body {
             return;
         }
         // What was read from the store may have been replaced since.
         let is_late = |kept: Arc<Kept>| kept.record.response_time > record.response_time;
-        if shared.cache.peek(key).is_some_and(is_late) {
+        if tier.cache.peek(key).is_some_and(is_late) {
             return;
         }
         let mut whole = BytesMut::with_capacity(length);
         for chunk in body {
             whole.extend_from_slice(chunk);
         }
-        shared.put(key, record, whole.freeze(), asked);
+        tier.put(key, record, whole.freeze(), asked);
     }
 
     /// Gives an entry its new record, if it is kept with the same body.
     pub(super) fn freshen(&self, key: &Key, record: Record, asked: InvalidationSeq) {
-        let Some(shared) = &self.0 else {
+        let Some(tier) = &self.0 else {
             return;
         };
-        if let Some(kept) = shared.cache.peek(key)
+        if let Some(kept) = tier.cache.peek(key)
             && kept.record.body == record.body
         {
-            shared.put(key, Arc::new(record), kept.body.clone(), asked);
+            tier.put(key, Arc::new(record), kept.body.clone(), asked);
         }
     }
 
     /// Takes out an entry, whatever it is.
     pub(super) fn remove(&self, key: &Key) {
-        if let Some(shared) = &self.0 {
-            shared.cache.remove(key);
+        if let Some(tier) = &self.0 {
+            tier.cache.remove(key);
         }
     }
 
     /// Takes out an entry if it is still this one.
     pub(super) fn remove_this(&self, key: &Key, entry: &Arc<Kept>) {
-        if let Some(shared) = &self.0 {
-            shared.cache.remove_if(key, |kept| Arc::ptr_eq(kept, entry));
+        if let Some(tier) = &self.0 {
+            tier.cache.remove_if(key, |kept| Arc::ptr_eq(kept, entry));
         }
     }
 
     /// Takes out all entries of a source. Looks at each entry that is kept.
     pub(super) fn remove_source(&self, source: &Source) {
-        if let Some(shared) = &self.0 {
-            shared.cache.retain(|key, _| key.source() != source);
+        if let Some(tier) = &self.0 {
+            tier.cache.retain(|key, _| key.source() != source);
         }
     }
 
@@ -220,12 +220,12 @@ impl MemoryTier {
     pub(super) fn usage(&self) -> (u64, usize) {
         match &self.0 {
             None => (0, 0),
-            Some(shared) => (shared.cache.weight(), shared.cache.len()),
+            Some(tier) => (tier.cache.weight(), tier.cache.len()),
         }
     }
 }
 
-impl Shared {
+impl Tier {
     fn put(&self, key: &Key, record: Arc<Record>, body: Bytes, asked: InvalidationSeq) {
         let fields: usize = record
             .headers
