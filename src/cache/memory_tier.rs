@@ -2,7 +2,7 @@
 //!
 //! Bounded in bytes: an entry counts with its body, its header fields and what keeping it costs. What
 //! was asked for once does not push out what is asked for again and again (`quick_cache` admits new
-//! entries to a small queue of its own). Bodies are tier with the answers that they go out in.
+//! entries to a small queue of its own). Bodies are shared with the answers that they go out in.
 //!
 //! The store stays what counts. An entry is served as long as it is fresh, and every so often one of
 //! its hits is told to compare it with the store beside the answer, so that what other replicas wrote
