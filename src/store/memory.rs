@@ -1,4 +1,4 @@
-//! Keeps entries in memory, for tests and as the memory tier. Nothing survives the process.
+//! Keeps entries in memory, for tests and trials. Nothing outlives the process.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
