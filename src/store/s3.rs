@@ -71,16 +71,16 @@ pub struct S3Config {
 /// How long an [`S3Store`] waits for each step. The caller sets the deadline of a whole operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct S3Timeouts {
-    /// For a connection; default 500 ms, many round trips inside a region.
+    /// Waits so long for a connection; default 500 ms, which is many round trips inside a region.
     pub connect: Duration,
-    /// For the head of the answer to a request without a body; default 2 s. [`Store::get`] has only
-    /// the caller's deadline.
+    /// Waits so long for the head of the answer to a request without a body; default 2 s.
+    /// [`Store::get`] has only the caller's deadline.
     pub attempt: Duration,
-    /// For one attempt to send an object or a part of one, until the answer; default 30 s, which is
-    /// 8 MiB at 280 KB/s.
+    /// Waits so long for one attempt to send an object or a part of one, until the answer; default
+    /// 30 s, which is 8 MiB at 280 KB/s.
     pub write: Duration,
-    /// For each chunk of a body that is read; default 2 s. Servers send the head of an answer
-    /// before they have the first block of the body.
+    /// Waits so long for each chunk of a body that is read; default 2 s. Servers send the head of
+    /// an answer before they have the first block of the body.
     pub read: Duration,
 }
 

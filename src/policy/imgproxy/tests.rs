@@ -267,7 +267,7 @@ impl Parts {
         get(path, &[("accept", accept)])
     }
 
-    /// With a fixed format the client has no say.
+    /// With a fixed format, what the client accepts does not count.
     fn without_idle_class(self) -> Self {
         Self {
             accepts_webp: self.accepts_webp && self.extension != "png",
@@ -276,7 +276,7 @@ impl Parts {
     }
 }
 
-/// Few letters, so that values that could be mistaken for each other come up often.
+/// Draws from few letters, so that values that could be mistaken for each other come up often.
 fn parts() -> impl Strategy<Value = Parts> {
     let options = proptest::collection::vec(string_regex("[ab]?:[ab:]{0,2}").unwrap(), 0..3);
     let source = string_regex("[ab/@.%:]{1,3}").unwrap();

@@ -199,7 +199,7 @@ pub(super) struct Drawn {
     pub(super) meant: Meant,
     /// Seconds after [`NOW`], in `Date`; 0 without.
     pub(super) date: i64,
-    /// In `Age`; 0 without.
+    /// Seconds in `Age`; 0 without.
     pub(super) age: u64,
     pub(super) vary: &'static str,
 }

@@ -91,7 +91,7 @@ fn escaped_colons_are_repaired_in_front_of_a_plain_source_only() {
     }
 }
 
-/// The expectations are what Go's `regexp` makes of imgproxy's expression.
+/// Go's `regexp` gives these results for imgproxy's expression.
 #[test]
 fn a_slash_lost_from_a_scheme_is_repaired_at_the_last_place_that_looks_like_it() {
     for (plain, expected) in [

@@ -1,4 +1,4 @@
-//! What imgproxy gets of a request's headers.
+//! Tests which headers of a request reach imgproxy, and in which form.
 
 use std::collections::HashMap;
 

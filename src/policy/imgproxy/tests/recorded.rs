@@ -1,4 +1,4 @@
-//! Keys beside the recorded answers of a real imgproxy (`tests/imgproxy/recorded.json`).
+//! Tests keys against the recorded answers of a real imgproxy (`tests/imgproxy/recorded.json`).
 
 use std::collections::HashMap;
 
