@@ -1,4 +1,4 @@
-//! Compiles `proto/` and nothing else.
+//! Compiles `proto/`, and does nothing else.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");

@@ -1,14 +1,14 @@
-//! The only reader of the time.
+//! Reads the time. No other module does.
 //!
-//! Everything that decides takes `now` as an argument; whoever calls it asks a [`Clock`]. Latencies
-//! are taken with [`Stopwatch`], so that no other module needs the standard library's clocks.
+//! Code that decides takes `now` as an argument, and its caller asks a [`Clock`]. A [`Stopwatch`]
+//! measures latencies, so that no other module needs the standard library's clocks.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Wall-clock time in whole seconds since the Unix epoch, the resolution of HTTP dates
-/// (RFC 9110 section 5.6.7). Times before the epoch count as the epoch.
+/// A wall-clock time in whole seconds since the Unix epoch, which is the resolution of HTTP dates
+/// (RFC 9110 section 5.6.7). A time before the epoch counts as the epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Timestamp(u64);
 
@@ -29,7 +29,7 @@ impl Timestamp {
         self.0.saturating_sub(earlier.0)
     }
 
-    /// `self` moved on by `seconds`, at most to the end of time.
+    /// The time `seconds` later, at most the largest one that can be represented.
     pub const fn plus_seconds(self, seconds: u64) -> Self {
         Self(self.0.saturating_add(seconds))
     }
@@ -44,12 +44,12 @@ impl From<SystemTime> for Timestamp {
     }
 }
 
-/// Where the wall-clock time comes from: the system, or a test.
+/// Gives the wall-clock time: that of the system, or one that a test sets.
 #[derive(Debug, Clone, Default)]
-pub struct Clock(Source);
+pub struct Clock(TimeSource);
 
 #[derive(Debug, Clone, Default)]
-enum Source {
+enum TimeSource {
     #[default]
     System,
     Manual(Arc<AtomicU64>),
@@ -58,12 +58,14 @@ enum Source {
 impl Clock {
     /// The system's clock.
     pub fn system() -> Self {
-        Self(Source::System)
+        Self(TimeSource::System)
     }
 
     /// A clock that stands at `start` until [`Clock::advance`] moves it. Clones move together.
     pub fn manual(start: Timestamp) -> Self {
-        Self(Source::Manual(Arc::new(AtomicU64::new(start.as_unix()))))
+        Self(TimeSource::Manual(Arc::new(AtomicU64::new(
+            start.as_unix(),
+        ))))
     }
 
     /// The time now.
@@ -73,16 +75,16 @@ impl Clock {
     )]
     pub fn now(&self) -> Timestamp {
         match &self.0 {
-            Source::System => SystemTime::now().into(),
-            Source::Manual(seconds) => Timestamp(seconds.load(Ordering::SeqCst)),
+            TimeSource::System => SystemTime::now().into(),
+            TimeSource::Manual(seconds) => Timestamp(seconds.load(Ordering::SeqCst)),
         }
     }
 
-    /// Moves a manual clock on by `seconds`; the system's clock does not listen.
+    /// Moves a manual clock on by `seconds`. It does nothing to the system's clock.
     pub fn advance(&self, seconds: u64) {
         match &self.0 {
-            Source::System => {}
-            Source::Manual(now) => {
+            TimeSource::System => {}
+            TimeSource::Manual(now) => {
                 now.fetch_add(seconds, Ordering::SeqCst);
             }
         }

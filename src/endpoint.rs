@@ -1,4 +1,4 @@
-//! Where an HTTP service is: a plain value.
+//! Says where an HTTP service is. It connects to nothing.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ pub enum Endpoint {
     Unix(PathBuf),
 }
 
-/// What was given is no [`Endpoint`].
+/// The text is not an [`Endpoint`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("it is not of the form http://HOST[:PORT], https://HOST[:PORT] or unix:/PATH/OF/SOCKET")]
 pub struct InvalidEndpoint;
@@ -33,7 +33,7 @@ impl FromStr for Endpoint {
         }
         let uri: Uri = text.parse().map_err(|_| InvalidEndpoint)?;
         let is_http = matches!(uri.scheme_str(), Some("http" | "https"));
-        // Credentials in the URL would end in logs.
+        // Credentials in the URL would end up in logs.
         let is_bare = uri.authority().is_some_and(|at| !at.as_str().contains('@'))
             && matches!(uri.path(), "" | "/")
             && uri.query().is_none();
@@ -53,7 +53,7 @@ impl fmt::Display for Endpoint {
 }
 
 impl Endpoint {
-    /// The scheme of its URLs.
+    /// The scheme of the service's URLs.
     pub fn scheme(&self) -> &str {
         match self {
             Self::Tcp(uri) => uri.scheme_str().unwrap_or("http"),
@@ -61,7 +61,7 @@ impl Endpoint {
         }
     }
 
-    /// The authority of its URLs.
+    /// The authority of the service's URLs.
     pub fn authority(&self) -> &str {
         match self {
             Self::Tcp(uri) => uri.authority().map_or("", |authority| authority.as_str()),

@@ -1,8 +1,8 @@
-//! Values that are never shown.
+//! Holds credentials, so that no log shows them.
 
 use std::fmt;
 
-/// A credential. Its `Debug` form says nothing about it.
+/// A credential. Its `Debug` form does not show it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 

@@ -1,8 +1,8 @@
-//! HTTP/1.1 clients: hyper over TCP, TLS or a Unix socket, with a pool of connections.
+//! Makes HTTP/1.1 clients: hyper over TCP, TLS or a Unix socket, with a pool of connections.
 //!
 //! Garage never sets `TCP_NODELAY`, so the second segment of an answer waits for this side's
-//! delayed ACK: 40 ms on every object that is not inlined. `TCP_QUICKACK` sends ACKs at once, but
-//! the kernel takes it back whenever it likes, so it is set again after each read.
+//! delayed ACK: 40 ms for every object that is not inlined. `TCP_QUICKACK` sends ACKs at once. The
+//! kernel may reset it at any time, so it is set again after each read.
 
 use std::future::Future;
 use std::io;
@@ -24,20 +24,21 @@ use tower_service::Service;
 
 use crate::endpoint::Endpoint;
 
-/// Idle connections kept; more than that are closed as they come back. Well above what a burst of
-/// hits needs, and far below what a server lets one client hold.
+/// Idle connections that are kept; more are closed when they become idle. It is well above what a
+/// burst of hits needs, and far below what a server lets one client hold.
 const IDLE_CONNECTIONS: usize = 64;
-/// Idle connections are closed after this time, before servers and the firewalls on the way (60 s
-/// and more) do it in silence.
+/// Idle connections are closed after this time, before servers and firewalls do it silently (after
+/// 60 s or more).
 const IDLE_TIME: Duration = Duration::from_secs(30);
 
 /// A client for one endpoint; clones share its connections. `B` is the body of its requests.
 pub(crate) type Client<B> = HyperClient<HttpsConnector<Dial>, B>;
 
-/// The client for one endpoint, with its pool of connections.
+/// Makes the client for one endpoint, with its pool of connections. Each must be made within
+/// `connect`.
 ///
 /// # Errors
-/// Those of reading the system's root certificates, for `https` alone.
+/// For `https`, when the system's root certificates cannot be read.
 pub(crate) fn client<B>(endpoint: &Endpoint, connect: Duration) -> io::Result<Client<B>>
 where
     B: Body + Send,
@@ -71,7 +72,7 @@ where
         ))
 }
 
-/// Trusts the system's root certificates, or nobody where there is no TLS.
+/// Configures TLS to trust the system's root certificates, or nobody if TLS is not used.
 fn tls(is_secure: bool) -> io::Result<rustls::ClientConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(provider)
@@ -85,7 +86,7 @@ fn tls(is_secure: bool) -> io::Result<rustls::ClientConfig> {
     Ok(builder.with_no_client_auth())
 }
 
-/// Whether an error, or what caused it, is a deadline that passed.
+/// Whether an error or one of its causes is a deadline that passed.
 pub(crate) fn is_timeout(error: &(dyn std::error::Error + 'static)) -> bool {
     std::iter::successors(Some(error), |error| error.source()).any(|error| {
         error
@@ -99,13 +100,13 @@ type Connecting<T> = Pin<Box<dyn Future<Output = io::Result<T>> + Send>>;
 /// Opens connections.
 #[derive(Debug, Clone)]
 pub(crate) enum Dial {
-    /// To the host of the request.
+    /// Connects to the host of the request.
     Tcp(TcpConnector),
-    /// To one socket, whatever the request says.
+    /// Connects to one socket, whatever the request says.
     Unix {
         /// Its path.
         path: PathBuf,
-        /// How long that may take.
+        /// How long connecting may take.
         timeout: Duration,
     },
 }
@@ -160,7 +161,7 @@ pub(crate) enum Stream {
 }
 
 fn acknowledge_at_once(stream: &TokioIo<TcpStream>) {
-    // Without it answers are slow, but whole.
+    // If this fails, answers are slow but whole.
     #[cfg(target_os = "linux")]
     let _ = socket2::SockRef::from(stream.inner()).set_tcp_quickack(true);
 }

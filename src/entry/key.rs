@@ -1,4 +1,4 @@
-//! What names an entry, everywhere.
+//! The key of an entry, by which every store and table names it.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -7,18 +7,18 @@ use std::sync::Arc;
 use data_encoding::HEXLOWER;
 use sha2::{Digest as _, Sha256};
 
-/// No object name is longer.
+/// The most bytes that an object name has.
 const LONGEST_NAME_BYTES: usize = 180;
 
-/// Names one entry: where it is kept, and the proof of what it is for.
+/// Names one entry. It says where the entry is kept, and proves what it is for.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Key {
     source: Source,
     digest: [u8; 32],
 }
 
-/// What the entries made of one source image (or of one generic URL without its query) share: a
-/// prefix of their object names.
+/// Names all entries made from one source image (or one generic URL without its query). Their
+/// object names share a prefix.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Source {
     namespace: Arc<str>,
@@ -26,7 +26,8 @@ pub struct Source {
     digest: [u8; 32],
 }
 
-/// Hashes the digest alone, which nearly always differs where the key does; equality compares all of it.
+/// Hashes only the digest, which nearly always differs between keys; equality compares the whole
+/// key.
 impl Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.digest.hash(state);
@@ -34,18 +35,18 @@ impl Hash for Key {
 }
 
 impl Key {
-    /// The key of the entry with this digest among those of `source`.
+    /// Makes the key of the entry with this digest among those of `source`.
     pub fn new(source: Source, digest: [u8; 32]) -> Self {
         Self { source, digest }
     }
 
-    /// SHA-256 of the length-prefixed, versioned key material: everything that the answer may
-    /// depend on.
+    /// SHA-256 of the length-prefixed, versioned key material, which is everything that the answer
+    /// may depend on.
     pub fn digest(&self) -> &[u8; 32] {
         &self.digest
     }
 
-    /// Which entries it belongs with.
+    /// The source whose entries it belongs to.
     pub fn source(&self) -> &Source {
         &self.source
     }
@@ -57,7 +58,7 @@ impl Key {
         name
     }
 
-    /// A key made of its parts, for tests of stores.
+    /// Makes a key from its parts, for tests of stores.
     #[doc(hidden)]
     pub fn from_parts(namespace: &str, epoch: u32, source: [u8; 32], digest: [u8; 32]) -> Self {
         Self::new(Source::new(namespace.into(), epoch, source), digest)
@@ -65,7 +66,7 @@ impl Key {
 }
 
 impl Source {
-    /// The source with this digest in a namespace and epoch.
+    /// Makes the source with this digest in a namespace and epoch.
     pub fn new(namespace: Arc<str>, epoch: u32, digest: [u8; 32]) -> Self {
         Self {
             namespace,
@@ -89,8 +90,8 @@ impl Source {
         self.epoch
     }
 
-    /// `v1/<namespace>/<epoch>/<digest, 32 hex digits>/`: what the object names of its entries begin
-    /// with, and no others.
+    /// `v1/<namespace>/<epoch>/<digest, 32 hex digits>/`, with which the object names of its
+    /// entries begin, and no others.
     pub fn prefix(&self) -> String {
         let mut prefix = String::with_capacity(LONGEST_NAME_BYTES);
         prefix.push_str("v1/");
@@ -116,15 +117,16 @@ impl fmt::Debug for Source {
     }
 }
 
-/// SHA-256 over fields and lists that can be read back in one way only, whatever bytes they hold,
-/// because the label and what stands in front say which of the two comes next.
+/// SHA-256 over fields and lists. Whatever bytes they hold, they can be read back in only one way,
+/// because the label and the fields before say whether a field or a list comes next.
 ///
-/// A field is its length as 64 bits, most significant byte first, and its bytes. A list is a byte 1
-/// and a field for each item, then a byte 0.
+/// A field is its length as 64 bits, most significant byte first, and then its bytes. A list is a
+/// byte 1 and a field for each item, then a byte 0.
 pub(crate) struct KeyHasher(Sha256);
 
 impl KeyHasher {
-    /// Begins with `label` as the first field: what is hashed, and the version of its layout.
+    /// Begins with `label` as the first field. It says what is hashed, and the version of its
+    /// layout.
     pub(crate) fn new(label: &str) -> Self {
         let mut hasher = Self(Sha256::new());
         hasher.field(label.as_bytes());
@@ -136,7 +138,7 @@ impl KeyHasher {
         self.0.update(bytes);
     }
 
-    /// An `Option` is a list of at most one item.
+    /// Adds a list. An `Option` is a list of at most one item.
     pub(crate) fn list<'a>(&mut self, items: impl IntoIterator<Item = &'a [u8]>) {
         for item in items {
             self.0.update([1]);

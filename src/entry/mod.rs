@@ -1,4 +1,5 @@
-//! What is stored: how it is named, and what is kept beside a body.
+//! The entries that are stored: their keys, and the records that are kept beside their bodies. It
+//! stores nothing itself.
 
 mod key;
 mod record;

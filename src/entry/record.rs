@@ -1,7 +1,7 @@
-//! What is stored beside a body, and its encoding.
+//! The record that is stored beside a body, and its encoding.
 //!
-//! A [`Record`] repeats what the entry is for (key digest, length, checksums), so that a reader can
-//! prove it before the first byte leaves. It travels as one base64 value of at most
+//! A [`Record`] repeats what the entry is for (its identity, length and checksums), so that a
+//! reader can prove it before the first byte leaves. It is encoded as one base64 value of at most
 //! [`MAX_ENCODED_BYTES`]; the schema is `proto/afterimage/v1/record.proto`.
 
 use std::sync::Arc;
@@ -20,18 +20,19 @@ mod wire {
     include!(concat!(env!("OUT_DIR"), "/afterimage.v1.rs"));
 }
 
-/// The version that this build writes and the only one that it reads.
+/// The version that this build writes, and the only one that it reads.
 pub const FORMAT_VERSION: u32 = 1;
 
-/// The longest encoded record, in bytes. AWS allows 2 KB of user metadata for an object, names
-/// included; Garage has no limit, but copies the value with every read of the row.
+/// The most bytes that an encoded record has. AWS allows 2 KB of user metadata for an object, names
+/// included. Garage has no limit, but copies the value with every read of the row.
 pub const MAX_ENCODED_BYTES: usize = 1900;
 
-/// More than what an encoded message takes without headers, and for a header beside its name and value.
+/// The most bytes that an encoded message takes without headers, and that a header takes beside its
+/// name and value.
 const MESSAGE_BYTES: usize = 200;
 const HEADER_BYTES: usize = 12;
 
-/// The stored response without its body.
+/// A stored response without its body.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {
     /// The entry that it is for.
@@ -46,7 +47,7 @@ pub struct Record {
     pub initial_age: u64,
     /// What the body must be.
     pub body: BodyProof,
-    /// Where this is no response, but says which request fields choose between the responses of a
+    /// The vary index: this is no response, but says which request fields select one under a
     /// primary key.
     pub variants: Option<Variants>,
 }
@@ -54,13 +55,13 @@ pub struct Record {
 /// The entry that a record is for: namespace, epoch and digest of its [`Key`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// `None` in records of builds that wrote the digest alone. The object's name vouches for them.
+    /// `None` in records of builds that wrote only the digest. The object's name vouches for them.
     owner: Option<(Arc<str>, u32)>,
     digest: [u8; 32],
 }
 
 impl Identity {
-    /// The identity of the entry under `key`.
+    /// Makes the identity of the entry under `key`.
     pub fn of(key: &Key) -> Self {
         let source = key.source();
         Self {
@@ -82,7 +83,7 @@ impl Identity {
 /// Length and checksums of a whole body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BodyProof {
-    /// Bytes of body.
+    /// Length of the body in bytes.
     pub content_length: u64,
     /// SHA-256 of the body; strong validators are made from it.
     pub sha256: [u8; 32],
@@ -93,11 +94,11 @@ pub struct BodyProof {
 /// Why an encoded record is not usable.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    /// Not base64, or not the message that it should be.
+    /// It is not base64, or not the message that it should be.
     #[error("record is not readable: {0}")]
     Malformed(&'static str),
-    /// Written by a version that this build does not know.
-    #[error("record has format version {0}, this build reads {FORMAT_VERSION}")]
+    /// A version wrote it that this build does not know.
+    #[error("record has format version {0}, but this build reads {FORMAT_VERSION}")]
     UnknownVersion(u32),
 }
 
@@ -105,12 +106,12 @@ pub enum DecodeError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("record has {encoded_bytes} bytes, at most {MAX_ENCODED_BYTES} are stored")]
 pub struct RecordTooLarge {
-    /// What it came to.
+    /// Length of the encoded record.
     pub encoded_bytes: usize,
 }
 
 impl Record {
-    /// Encodes for one metadata value.
+    /// Encodes the record as one metadata value.
     ///
     /// # Errors
     /// [`RecordTooLarge`] when the headers are too long to be kept.
@@ -157,8 +158,8 @@ impl Record {
         Ok(encoded)
     }
 
-    /// Whether these headers are so short that the record of a response with them can be encoded, whatever
-    /// its body will be. Where they are not, [`Record::encode`] tells.
+    /// Whether these headers are so short that the record of a response with them can be encoded,
+    /// whatever its body is. If not, only [`Record::encode`] can tell.
     pub fn surely_fits(headers: &HeaderMap) -> bool {
         let headers = headers
             .iter()
@@ -220,7 +221,7 @@ impl Record {
         })
     }
 
-    /// What stands under a primary key whose responses are told apart by `variants`.
+    /// Makes the vary index of a primary key.
     pub fn of_variants(primary: &Key, variants: Variants, now: Timestamp) -> Self {
         Self {
             identity: Identity::of(primary),
@@ -255,13 +256,13 @@ impl BodyProof {
         }
     }
 
-    /// Whether what `checksum` has seen is the whole body.
+    /// Whether the bytes that `checksum` has seen are the whole body.
     pub fn holds_for(&self, checksum: &BodyChecksum) -> bool {
         self.content_length == checksum.length() && self.crc64 == checksum.crc64()
     }
 }
 
-/// Length and CRC-64/NVME of bytes as they pass.
+/// Computes length and CRC-64/NVME of bytes as they pass.
 #[derive(Debug)]
 pub struct BodyChecksum {
     crc: crc_fast::Digest,
@@ -269,7 +270,7 @@ pub struct BodyChecksum {
 }
 
 impl BodyChecksum {
-    /// Of no bytes yet.
+    /// Starts with no bytes.
     pub fn new() -> Self {
         Self {
             crc: crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64Nvme),
@@ -283,7 +284,7 @@ impl BodyChecksum {
         self.length += chunk.len() as u64;
     }
 
-    /// Bytes seen.
+    /// Number of bytes seen.
     pub fn length(&self) -> u64 {
         self.length
     }
@@ -370,7 +371,7 @@ mod tests {
         assert!(!record.is_for(&key("images", 3, [3; 32])));
     }
 
-    /// Written by a build that knew neither namespace nor epoch.
+    /// A record of a build that knew neither namespace nor epoch.
     const OLD: &str = "CAESIAICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICGMgBIgwKBGV0YWcSBCJ2MSIogOLPqgYwBzgEQiAjDY\
         NY3I6IkLTFje62KRLuLyA1eukqXMhhuY5o/jGstUnNP0dTi4mPmA";
 

@@ -1,33 +1,33 @@
-//! Secondary keys (RFC 9111 section 4.1).
+//! Makes the keys of variants, and the vary index of a primary key (RFC 9111 section 4.1).
 //!
-//! A response that varies by request fields outside the primary key is stored under a key of its own,
-//! made of the primary one and what the request had in these fields. Under the primary key stands
-//! instead a record without a body that names the fields: [`Variants`]. The most recent response
-//! decides which they are.
+//! A response that varies by request fields outside the primary key is a variant. It is stored
+//! under a key of its own, made of the primary key and what the request had in these fields. Under
+//! the primary key stands the vary index: a record without a body that names the fields
+//! ([`Variants`]). The most recent response decides which fields those are.
 
 use http::header::{ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE};
 use http::{HeaderMap, HeaderName};
 
 use super::key::{Key, KeyHasher};
 
-/// Fields whose members may be spaced and spread over lines as one likes (RFC 9110 section 5.6.1)
-/// and hold no quoted commas, so that members alone are compared.
+/// Fields that are compared member by member: their members may be spaced and split over lines in
+/// any way (RFC 9110 section 5.6.1), and hold no quoted commas.
 const LISTS: [HeaderName; 4] = [ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE];
 
-/// What the responses of one primary key vary by, and how many of them there are.
+/// The fields by which the responses of one primary key vary, and a bound on their number.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Variants {
-    /// Request fields, sorted, each once, at least one.
+    /// At least one request field, sorted, each once.
     pub fields: Vec<HeaderName>,
-    /// The first 64 bits of the digest of each that was stored, in that order. Writers that do not
-    /// see each other may leave some out: it bounds their number, it does not list them.
+    /// The first 64 bits of the digest of each variant, in the order in which they were stored.
+    /// Writers that do not see each other may leave some out, so this only bounds their number.
     pub stored: Vec<u64>,
 }
 
 impl Variants {
-    /// These variants with that of `key` among them, for a response that varies by `fields`; `None`
-    /// when there are `most` others. Other fields begin anew: nothing that was stored for the former
-    /// ones is found any more.
+    /// Adds the variant of `key`, whose response varies by `fields`; `None` when there are `most`
+    /// others. If the fields differ from the known ones, the list begins anew: variants of the
+    /// former fields are not found any more.
     pub(crate) fn with(
         known: Option<&Self>,
         fields: Vec<HeaderName>,
@@ -52,8 +52,8 @@ impl Variants {
 }
 
 impl Key {
-    /// The key of the response to `request` among those of this primary key that vary by `fields`
-    /// (RFC 9111 section 4.1).
+    /// Makes the key of the variant that `request` selects by `fields` under this primary key (RFC
+    /// 9111 section 4.1).
     pub fn variant(&self, fields: &[HeaderName], request: &HeaderMap) -> Self {
         Self::new(
             self.source().clone(),
@@ -62,13 +62,13 @@ impl Key {
     }
 }
 
-/// The digest of the variant of `primary` that `request` selects by `fields`.
+/// Digest of the variant that `request` selects by `fields` under `primary`.
 fn digest(primary: &[u8; 32], fields: &[HeaderName], request: &HeaderMap) -> [u8; 32] {
     let mut hasher = KeyHasher::new("afterimage variant 1");
     hasher.field(primary);
     for name in fields {
         hasher.field(name.as_str().as_bytes());
-        // A field that is there and empty is not one that is absent.
+        // An empty field differs from an absent one.
         hasher.list(request.get(name).map(|_| &b"present"[..]));
         if LISTS.contains(name) {
             hasher.list(members(request, name));

@@ -1,20 +1,20 @@
-//! The policy's name in a route's metadata.
+//! Reads the policy's name in a route's metadata.
 //!
-//! Envoy hands `xds.route_metadata` over as one string: `envoy.config.core.v3.Metadata` in the text
-//! format of protocol buffers. This reads as much of that format as such a message needs, within
-//! bounds, and looks in two places: `filter_metadata.afterimage.policy`, and the annotation
-//! `gateway.envoyproxy.io/afterimage-policy` that Envoy Gateway copies to
+//! Envoy sends `xds.route_metadata` as one string: `envoy.config.core.v3.Metadata` in the text
+//! format of protocol buffers. This module reads as much of that format as such a message needs,
+//! within bounds. It looks in two places: `filter_metadata.afterimage.policy`, and the annotation
+//! `gateway.envoyproxy.io/afterimage-policy`, which Envoy Gateway copies to
 //! `filter_metadata.envoy-gateway.resources[].annotations` without its prefix.
 
-/// Longer texts are not read.
+/// The longest text that is read.
 const MAX_TEXT_BYTES: usize = 64 * 1024;
 
-/// Messages nested deeper are not read. Envoy Gateway's annotations stand at eleven.
+/// The deepest nesting of messages that is read. Envoy Gateway's annotations are at depth eleven.
 const MAX_DEPTH: usize = 24;
 
 /// The text is not what Envoy writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("route metadata is not readable at byte {at}: {what}")]
+#[error("route metadata is not readable at byte {at}: expected {what}")]
 pub(super) struct Malformed {
     /// Offset in the text.
     at: usize,
@@ -22,7 +22,7 @@ pub(super) struct Malformed {
     what: &'static str,
 }
 
-/// The policy that a route's metadata names; `None` when it names none.
+/// Reads the policy that a route's metadata names; `None` when it names none.
 ///
 /// # Errors
 /// [`Malformed`] for a text that is not readable.
@@ -84,7 +84,7 @@ fn scalar<'a>(message: &'a Message, name: &str) -> Option<&'a str> {
     })
 }
 
-/// The value of a map field's entry with this key.
+/// The value in the map `field` under this key.
 fn map_value<'a>(outer: &'a Message, field: &'a str, key: &str) -> Option<&'a Message> {
     messages(outer, field)
         .find(|entry| scalar(entry, "key") == Some(key))
@@ -101,7 +101,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Reads fields until `end` (the text's end for `None`), which is consumed.
+    /// Reads fields up to and including `end`, or to the end of the text for `None`.
     fn message(&mut self, end: Option<u8>, depth: usize) -> Result<Message, Malformed> {
         if depth > MAX_DEPTH {
             return Err(self.expected("fewer nested messages"));
@@ -134,7 +134,7 @@ impl Reader<'_> {
             fields.push((name, value));
             return Ok(());
         }
-        // The short form of a repeated field.
+        // A list is the short form of a repeated field.
         self.at += 1;
         loop {
             self.skip_space();
@@ -153,7 +153,7 @@ impl Reader<'_> {
         }
     }
 
-    /// A name, or `[type.googleapis.com/...]` of an `Any`.
+    /// Reads a name, or `[type.googleapis.com/...]` of an `Any`.
     fn field_name(&mut self) -> Result<String, Malformed> {
         let start = self.at;
         if self.peek() == Some(b'[') {
@@ -192,7 +192,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Adjacent strings are one.
+    /// Reads adjacent strings, which are one.
     fn strings(&mut self) -> Result<String, Malformed> {
         let mut bytes = Vec::new();
         while let Some(quote @ (b'"' | b'\'')) = self.peek() {
@@ -300,11 +300,11 @@ impl Reader<'_> {
 
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing {
-    //! What holds of any text. The function panics where it does not.
+    //! Checks what holds for any text, and panics where it does not.
 
     use super::{MAX_TEXT_BYTES, policy_name};
 
-    /// A text, and at the same time a name.
+    /// Checks the bytes as a text and as a name.
     pub fn route_metadata(bytes: &[u8]) {
         let text = String::from_utf8_lossy(bytes);
         let named = policy_name(&text);

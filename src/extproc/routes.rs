@@ -1,4 +1,4 @@
-//! Which policy a route means.
+//! Finds the policy of a request by its route.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use super::codec::convert::RouteAttributes;
 use super::route_metadata;
 use crate::policy::{BypassReason, Policy};
 
-/// Which policy a route means.
+/// All policies, and which one each route means.
 #[derive(Debug)]
 pub struct Routes {
     policies: HashMap<Arc<str>, Arc<Policy>>,
@@ -17,7 +17,8 @@ pub struct Routes {
 }
 
 impl Routes {
-    /// `by_route_name` maps Envoy's route names; `default` is for routes that name nothing.
+    /// Makes the table. `by_route_name` maps Envoy's route names; `default` is for routes that name
+    /// no policy.
     pub fn new(
         policies: impl IntoIterator<Item = Arc<Policy>>,
         by_route_name: HashMap<String, Arc<Policy>>,
@@ -39,8 +40,9 @@ impl Routes {
         &self.no_policy
     }
 
-    /// In this order: the stream's metadata, the route's metadata, the route's name, the default.
-    /// `bypass` as a name stands for no policy.
+    /// Finds the policy of a request. The first of these that names one decides: the stream's
+    /// metadata (`named`), the route's metadata, the route's name, the default. The name `bypass`
+    /// stands for no policy.
     pub(super) fn policy(
         &self,
         named: Option<&str>,

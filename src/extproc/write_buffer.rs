@@ -1,7 +1,7 @@
-//! What a connection writes in one turn, in one piece.
+//! Joins what a connection writes in one turn into one write.
 //!
-//! HTTP/2 writes every frame of an image by itself, and each write wakes Envoy. Here they are gathered until
-//! the connection has nothing more to say for now.
+//! HTTP/2 writes every frame of a body by itself, and each write wakes Envoy. This module buffers
+//! the frames until the connection has nothing more to write for now.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -10,19 +10,20 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// What is gathered at most; then it is sent in the middle of a turn. An image of the usual size has room.
-const GATHERED_BYTES: usize = 64 * 1024;
+/// The size of the buffer. A full buffer is sent in the middle of a turn; an image of the usual
+/// size fits.
+const BUFFER_BYTES: usize = 64 * 1024;
 
-/// A stream whose writes are gathered until [`WriteBuffer::send`]; clones are the same stream.
+/// A stream whose writes are buffered until [`WriteBuffer::send`]. Clones are the same stream.
 #[derive(Debug)]
 pub(super) struct WriteBuffer<S>(Arc<Mutex<Inner<S>>>);
 
 #[derive(Debug)]
 struct Inner<S> {
     stream: S,
-    /// Has its room from the beginning.
-    gathered: Vec<u8>,
-    /// Of which so many bytes are sent.
+    /// Has its full capacity from the beginning.
+    buffer: Vec<u8>,
+    /// How many bytes of the buffer are sent.
     sent: usize,
 }
 
@@ -36,7 +37,7 @@ impl<S> WriteBuffer<S> {
     pub(super) fn new(stream: S) -> Self {
         Self(Arc::new(Mutex::new(Inner {
             stream,
-            gathered: Vec::with_capacity(GATHERED_BYTES),
+            buffer: Vec::with_capacity(BUFFER_BYTES),
             sent: 0,
         })))
     }
@@ -47,10 +48,10 @@ impl<S> WriteBuffer<S> {
 }
 
 impl<S: AsyncWrite + Unpin> WriteBuffer<S> {
-    /// Sends what was gathered. Whoever polls the connection calls this after every turn.
+    /// Sends the buffer. Whoever polls the connection calls this after every turn.
     ///
     /// # Errors
-    /// Those of the stream; what was gathered is lost then.
+    /// Those of the stream; the buffered bytes are lost then.
     pub(super) fn send(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.lock().send(context)
     }
@@ -58,27 +59,27 @@ impl<S: AsyncWrite + Unpin> WriteBuffer<S> {
 
 impl<S: AsyncWrite + Unpin> Inner<S> {
     fn send(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.sent < self.gathered.len() {
+        while self.sent < self.buffer.len() {
             let stream = Pin::new(&mut self.stream);
-            match ready!(stream.poll_write(context, &self.gathered[self.sent..]))? {
+            match ready!(stream.poll_write(context, &self.buffer[self.sent..]))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 sent => self.sent += sent,
             }
         }
-        self.gathered.clear();
+        self.buffer.clear();
         self.sent = 0;
         Poll::Ready(Ok(()))
     }
 
-    /// Takes what there is room for, and gives how much that was.
-    fn gather(&mut self, slices: &[IoSlice<'_>]) -> usize {
-        let before = self.gathered.len();
+    /// Takes the bytes that fit into the buffer, and returns how many those are.
+    fn take(&mut self, slices: &[IoSlice<'_>]) -> usize {
+        let before = self.buffer.len();
         for slice in slices {
-            let room = GATHERED_BYTES - self.gathered.len();
+            let room = BUFFER_BYTES - self.buffer.len();
             let taken = &slice[..slice.len().min(room)];
-            self.gathered.extend_from_slice(taken);
+            self.buffer.extend_from_slice(taken);
         }
-        self.gathered.len() - before
+        self.buffer.len() - before
     }
 }
 
@@ -107,17 +108,17 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteBuffer<S> {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let mut inner = self.lock();
-        if inner.gathered.len() == GATHERED_BYTES {
+        if inner.buffer.len() == BUFFER_BYTES {
             ready!(inner.send(context))?;
         }
-        Poll::Ready(Ok(inner.gather(slices)))
+        Poll::Ready(Ok(inner.take(slices)))
     }
 
     fn is_write_vectored(&self) -> bool {
         true
     }
 
-    /// Comes after every frame, so that nothing is done here.
+    /// Does nothing, because it is called after every frame.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
@@ -157,13 +158,13 @@ mod tests {
     async fn what_is_gathered_is_bounded_and_a_slow_reader_is_waited_for() {
         let (near, mut far) = duplex(1000);
         let mut stream = WriteBuffer::new(near);
-        let sent: Vec<u8> = (0..3 * GATHERED_BYTES).map(|index| index as u8).collect();
+        let sent: Vec<u8> = (0..3 * BUFFER_BYTES).map(|index| index as u8).collect();
         let writing = tokio::spawn({
             let sent = sent.clone();
             async move {
                 for frame in sent.chunks(10_000) {
                     stream.write_all(frame).await.unwrap();
-                    assert_eq!(stream.lock().gathered.capacity(), GATHERED_BYTES);
+                    assert_eq!(stream.lock().buffer.capacity(), BUFFER_BYTES);
                 }
                 stream.shutdown().await.unwrap();
             }

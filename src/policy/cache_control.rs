@@ -1,4 +1,4 @@
-//! `Cache-Control` and the fields that stand in its place (RFC 9111 section 5.2, RFC 9213).
+//! Reads `Cache-Control` and the targeted fields that replace it (RFC 9111 section 5.2, RFC 9213).
 
 mod structured;
 
@@ -10,9 +10,9 @@ const DELTA_SECONDS_MAX: u64 = 1 << 31;
 
 /// The response directives that a shared cache obeys (RFC 9111 section 5.2.2, RFC 5861).
 ///
-/// Unknown directives are ignored. Of a directive that is repeated with different arguments the
-/// first counts (section 4.2.1). An argument that cannot be read makes a lifetime zero, and a stale
-/// window none, so that a malformed header never keeps anything longer than its author meant.
+/// Unknown directives are ignored. If a directive is repeated with different arguments, the first
+/// counts (section 4.2.1). An unreadable argument makes the lifetime or the stale window zero, so
+/// that a malformed header never keeps anything longer than its author meant.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CacheControl {
     /// `no-store` (section 5.2.2.5).
@@ -39,10 +39,10 @@ pub struct CacheControl {
     pub stale_if_error: Option<u64>,
 }
 
-/// What a directive with optional field names is about.
+/// What a directive with optional field names applies to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Scope {
-    /// It is not there.
+    /// Nothing: the directive is absent.
     #[default]
     Nothing,
     /// These fields only.
@@ -51,13 +51,13 @@ pub enum Scope {
     Response,
 }
 
-/// Where the directives for this cache stand.
+/// The directives for this cache, and where they come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Directed {
     /// The directives.
     pub control: CacheControl,
-    /// Whether they come from a targeted field, which `Expires` does not add to (RFC 9213
-    /// section 2.2).
+    /// Whether they come from a targeted field; then `Expires` does not count (RFC 9213 section
+    /// 2.2).
     pub is_targeted: bool,
 }
 
@@ -94,8 +94,9 @@ impl CacheControl {
         }
     }
 
-    /// Whether a stale response may not be used without asking, whatever anyone says
-    /// (RFC 9111 section 4.2.4). `s-maxage` implies `proxy-revalidate` (section 5.2.2.10).
+    /// Whether a stale response must not be used without asking the upstream, whatever policy and
+    /// client allow (RFC 9111 section 4.2.4). `s-maxage` implies `proxy-revalidate` (section
+    /// 5.2.2.10).
     pub fn forbids_stale(&self) -> bool {
         self.must_revalidate
             || self.proxy_revalidate
@@ -108,8 +109,8 @@ impl CacheControl {
         self.public || self.must_revalidate || self.s_maxage.is_some()
     }
 
-    /// The fields that may not be used without asking, or not be shared (RFC 9111 sections 5.2.2.4
-    /// and 5.2.2.7), where that is not so for the whole response.
+    /// The fields that `no-cache` and `private` name (RFC 9111 sections 5.2.2.4 and 5.2.2.7). A
+    /// directive about the whole response names none.
     pub fn unshared_fields(&self) -> impl Iterator<Item = &HeaderName> {
         self.no_cache.fields().iter().chain(self.private.fields())
     }
@@ -143,7 +144,8 @@ impl CacheControl {
 }
 
 impl Scope {
-    /// The directive once more. Without names, or with names that are none, it is about everything.
+    /// Adds another occurrence of the directive. Without names, or with a malformed one, it applies
+    /// to the whole response.
     fn widen(&mut self, argument: Option<&[u8]>) {
         let names: Option<Vec<HeaderName>> = argument.and_then(|list| {
             list.split(|&byte| byte == b',')
@@ -163,7 +165,7 @@ impl Scope {
         };
     }
 
-    /// The fields that it is about; none where it is about nothing or everything.
+    /// The fields that the directive names; none if it is absent or applies to the whole response.
     pub fn fields(&self) -> &[HeaderName] {
         match self {
             Self::Fields(names) => names,
@@ -198,7 +200,8 @@ impl RequestControl {
             && self.min_fresh.is_none_or(|min_fresh| ttl >= min_fresh)
     }
 
-    /// Whether the client takes a response of this age that is stale since so many seconds.
+    /// Whether the client takes a response of this age that has been stale for `staleness`, both in
+    /// seconds.
     pub fn takes_stale(&self, age: u64, staleness: u64) -> bool {
         let Some(max_stale) = self.max_stale else {
             return false;
@@ -246,14 +249,13 @@ impl RequestControl {
     }
 }
 
-/// The lines of `Cache-Control` with no lifetime above `seconds`; `None` when none is above it
-/// already.
+/// The lines of `Cache-Control` with every lifetime cut to `seconds`; `None` if none is longer.
 pub(super) fn limited_cache_control(headers: &HeaderMap, seconds: u64) -> Option<Vec<HeaderValue>> {
     let control = CacheControl::of(headers);
     if control.max_age.max(control.s_maxage)? <= seconds {
         return None;
     }
-    // Lines stay lines, because a quote that is not closed reaches to the end of its own.
+    // Lines are not joined, because an unclosed quote ends with its line.
     headers
         .get_all(CACHE_CONTROL)
         .iter()
@@ -346,7 +348,7 @@ impl<'a> Iterator for Directives<'a> {
     }
 }
 
-/// Both forms of an argument mean the same (RFC 9111 section 5.2).
+/// Removes the quotes: both forms of an argument mean the same (RFC 9111 section 5.2).
 fn unquote(argument: &[u8]) -> &[u8] {
     argument
         .strip_prefix(b"\"")

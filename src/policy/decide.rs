@@ -1,7 +1,7 @@
-//! From a request to the key of its entry (RFC 9111 sections 2 and 4.1).
+//! Decides what happens to a request, and makes the key of its entry (RFC 9111 sections 2 and 4.1).
 //!
-//! What is common to all kinds of policy: which requests have a key at all, how key material is
-//! hashed, and what a decision looks like. What the URL means is the business of the kind.
+//! This module holds what all kinds of policy share: which requests have a key, and what a decision
+//! looks like. What a URL means is left to the kind.
 
 use std::sync::Arc;
 
@@ -16,11 +16,10 @@ use crate::clock::Timestamp;
 use crate::entry::{Key, Source};
 
 impl Policy {
-    /// What is to be done with `request`, which arrived at `now`.
+    /// Decides what to do with `request`, which arrived at `now`.
     ///
-    /// The same request always gets the same key; two requests share one only where the upstream
-    /// gives both the same answer, provided that requests which lead are changed as
-    /// [`Lookup::forward`] says.
+    /// The same request always gets the same key. Two requests share a key only if the upstream
+    /// answers both alike, provided that leaders are changed as [`Lookup::forward`] says.
     pub fn decide(&self, request: &RequestHead, now: Timestamp) -> Decision {
         if self.watches(&request.method) && !request.is_upgrade() {
             return Decision::Watch;
@@ -31,8 +30,8 @@ impl Policy {
         }
     }
 
-    /// Whether responses of the upstream may vary by request field `name` and still be what their key
-    /// stands for: the field is in the key, or requests that lead carry it normalised or not at all.
+    /// Whether a response may vary by request field `name` without needing a variant: the field is
+    /// in the key, or leaders carry it normalised or not at all.
     pub fn controls(&self, name: &HeaderName) -> bool {
         match &self.kind {
             Kind::Imgproxy(_) if name == header::HOST => self.key_host,
@@ -69,14 +68,14 @@ impl Policy {
     }
 }
 
-/// What is to be done with a request before there is any response.
+/// What to do with a request, decided before there is a response.
 #[derive(Debug, Clone)]
 pub enum Decision {
-    /// Not looked up, not stored.
+    /// The request is not looked up, and its answer is not stored.
     Bypass(BypassReason),
-    /// Not looked up, and its answer may invalidate what is stored.
+    /// The request is not looked up, and its answer may invalidate entries.
     Watch,
-    /// Looked up; on a miss it may lead a fill.
+    /// The request is looked up, and may lead a fill on a miss.
     Lookup(Box<Lookup>),
 }
 
@@ -87,15 +86,15 @@ pub struct Lookup {
     pub key: Key,
     /// Its method.
     pub method: LookupMethod,
-    /// When the URL stops being valid, where it says so.
+    /// When the URL expires, if it says so.
     pub expires: Option<Timestamp>,
-    /// How its head is changed when it goes to the upstream.
+    /// Changes to its head when it is forwarded.
     pub forward: Forward,
-    /// What it asks for less than the whole.
+    /// Its preconditions and range, which may ask for less than the whole response.
     pub conditions: Conditions,
     /// Whether it has `Authorization`.
     pub is_authorized: bool,
-    /// Its cache directives; none where the policy does not obey them.
+    /// Its cache directives; empty where the policy does not obey this client.
     pub control: RequestControl,
 }
 
@@ -104,24 +103,23 @@ pub struct Lookup {
 pub enum LookupMethod {
     /// GET.
     Get,
-    /// HEAD: answered from the stored GET, never fills.
+    /// HEAD: it is answered from the stored GET and never fills.
     Head,
 }
 
-/// Changes to the head of a request that leads a fill, so that what is not in the key cannot reach
-/// the upstream.
+/// Changes to the head of a leader, so that what is not in the key cannot reach the upstream.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Forward {
-    /// Fields to be set, in place of any of the same name.
+    /// Fields to set; each replaces all fields of its name.
     pub set: Vec<(HeaderName, HeaderValue)>,
-    /// Fields of the request to be taken out.
+    /// Fields to remove from the request.
     pub remove: Vec<HeaderName>,
-    /// The path with its query in place of the request's, where part of the query is not in the key.
+    /// The path and query to send instead, if part of the request's query is not in the key.
     pub path: Option<Bytes>,
 }
 
 impl Forward {
-    /// Adds to `Via` of a request with these fields what the policy says about us.
+    /// Adds the policy's name for this cache to the `Via` field of a request that has these fields.
     pub fn with_via(mut self, policy: &Policy, request: &HeaderMap) -> Self {
         let Some(via) = &policy.via else {
             return self;
@@ -191,7 +189,7 @@ impl BypassReason {
     }
 }
 
-/// What a kind of policy makes of a request.
+/// What a kind of policy reads from a request.
 pub(super) struct Keyed {
     pub(super) source: [u8; 32],
     pub(super) digest: [u8; 32],

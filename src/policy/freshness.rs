@@ -1,4 +1,5 @@
-//! Age and freshness lifetime (RFC 9111 section 4.2, RFC 5861).
+//! Computes the age, the freshness lifetime (RFC 9111 section 4.2) and the stale windows (RFC 5861)
+//! of a response.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -13,14 +14,14 @@ use crate::entry::Record;
 /// Whether a stored response may be used without asking the upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Freshness {
-    /// It may.
+    /// It may be used.
     Fresh {
         /// Current age in seconds (RFC 9111 section 4.2.3).
         age: u64,
-        /// Seconds that it stays fresh.
+        /// Seconds for which it stays fresh.
         ttl: u64,
     },
-    /// It may not, but for the windows of RFC 5861.
+    /// It may be used only as the last three fields allow.
     Stale {
         /// Current age in seconds.
         age: u64,
@@ -30,26 +31,27 @@ pub enum Freshness {
         while_revalidate: bool,
         /// Whether it may be served in place of an error (section 4).
         if_error: bool,
-        /// Whether it may be served to a client that takes it (RFC 9111 section 4.2.4).
+        /// Whether it may be served to a client that accepts stale responses (RFC 9111 section
+        /// 4.2.4).
         if_taken: bool,
     },
 }
 
-/// For how long a response may be used.
+/// How long a response may be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Terms {
     /// Freshness lifetime in seconds (RFC 9111 section 4.2.1).
     pub(super) lifetime: u64,
-    /// Seconds after it in which it may be served while it is refreshed.
+    /// Seconds after the lifetime in which it may be served while it is refreshed.
     pub(super) stale_while_revalidate: u64,
-    /// Seconds after it in which it may be served in place of an error.
+    /// Seconds after the lifetime in which it may be served in place of an error.
     pub(super) stale_if_error: u64,
-    /// Whether it may be served after it to a client that takes it.
+    /// Whether it may be served after the lifetime to a client that accepts stale responses.
     if_taken: bool,
 }
 
 impl Policy {
-    /// Judges a stored record at `now`, by the policy as it is today.
+    /// Judges a stored record at `now` by today's policy.
     pub fn freshness(&self, record: &Record, now: Timestamp) -> Freshness {
         let age = record
             .initial_age
@@ -76,7 +78,7 @@ impl Policy {
         }
     }
 
-    /// Whether a response is fresh as it comes.
+    /// Whether a response is fresh when it arrives.
     pub fn is_fresh(&self, storable: &Storable) -> bool {
         self.terms(storable.status, &storable.headers, storable.response_time)
             .is_some_and(|terms| storable.initial_age < terms.lifetime)
@@ -100,7 +102,8 @@ impl Policy {
             .s_maxage
             .or(control.max_age)
             .or_else(|| (!directed.is_targeted).then(|| expires(headers, response_time))?);
-        // What looks like a fallback image is kept as long as it says, and no second longer.
+        // A response that looks like a fallback image gets its own lifetime: no floor and no stale
+        // window extends it.
         let fallback = rules.fallback_max_age.map(|max_age| max_age.as_secs());
         if fallback.is_some() && control.max_age == fallback {
             return explicit.map(|lifetime| Terms {
@@ -136,7 +139,7 @@ impl Policy {
 }
 
 impl Terms {
-    /// Never without asking.
+    /// The response is never used without asking the upstream.
     const NONE: Self = Self {
         lifetime: 0,
         stale_while_revalidate: 0,
@@ -153,8 +156,8 @@ impl FreshnessRules {
             .map(|(_, lifetime)| lifetime.as_secs())
     }
 
-    /// A share of the time since the last change (RFC 9111 section 4.2.2), for statuses that allow
-    /// it (RFC 9110 section 15.1) and others that are declared public.
+    /// Guesses the lifetime as a share of the time since the last change (RFC 9111 section 4.2.2),
+    /// for statuses that allow it (RFC 9110 section 15.1) and for responses declared `public`.
     fn heuristic_lifetime(
         &self,
         status: StatusCode,
@@ -175,8 +178,8 @@ impl FreshnessRules {
     }
 }
 
-/// Lifetime by `Expires`; malformed, or given twice, it means already expired (RFC 9111
-/// section 5.3).
+/// Lifetime by `Expires`. A malformed or repeated field means that the response has expired (RFC
+/// 9111 section 5.3).
 fn expires(headers: &HeaderMap, response_time: Timestamp) -> Option<u64> {
     let mut lines = headers.get_all(EXPIRES).iter();
     let first = lines.next()?;
@@ -195,7 +198,7 @@ pub(super) fn initial_age(
 ) -> u64 {
     let apparent_age =
         http_date(headers.get(DATE)).map_or(0, |date| response_time.seconds_since(date));
-    // The first member of the first line; anything else is no age (RFC 9111 section 5.1).
+    // Only the first member of the first line counts (RFC 9111 section 5.1).
     let age_value = headers
         .get(AGE)
         .and_then(|age| age.as_bytes().split(|&byte| byte == b',').next())
@@ -205,8 +208,8 @@ pub(super) fn initial_age(
     apparent_age.max(age_value.saturating_add(response_delay))
 }
 
-/// An HTTP date (RFC 9110 section 5.6.7) in the form that is written today, or the two obsolete ones,
-/// in any case (RFC 9111 section 4.2).
+/// Reads an HTTP date (RFC 9110 section 5.6.7) in the current form or one of the two obsolete ones,
+/// whatever the case of its letters (RFC 9111 section 4.2).
 pub(super) fn http_date(value: Option<&HeaderValue>) -> Option<Timestamp> {
     let text = value?.to_str().ok()?;
     httpdate::parse_http_date(text)
@@ -215,7 +218,7 @@ pub(super) fn http_date(value: Option<&HeaderValue>) -> Option<Timestamp> {
         .map(Timestamp::from)
 }
 
-/// Words with a capital letter, but for `GMT`.
+/// Writes every word with one capital letter, and `GMT` with three.
 fn in_usual_case(text: &str) -> String {
     let mut is_within = false;
     let usual: String = text
@@ -232,10 +235,10 @@ fn in_usual_case(text: &str) -> String {
     usual.replace("Gmt", "GMT")
 }
 
-/// The form of a date that is written today.
+/// Writes an HTTP date in the current form.
 ///
 /// # Panics
-/// Later than the year 9999.
+/// If `time` is later than the year 9999.
 pub(super) fn to_http_date(time: Timestamp) -> HeaderValue {
     let date = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(time.as_unix()));
     HeaderValue::try_from(date).expect("a date is visible ASCII")

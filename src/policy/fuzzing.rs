@@ -1,4 +1,5 @@
-//! What holds of the readers of this module for any input. Each function panics where it does not.
+//! Checks what holds for the readers of this module, whatever the input. Each function panics where
+//! it does not.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -21,7 +22,7 @@ use crate::policy::validators::Representation;
 
 pub use super::imgproxy::fuzzing::imgproxy_path;
 
-/// Lines of `Cache-Control`, read as such and as `CDN-Cache-Control`.
+/// Checks lines of `Cache-Control`, read as such and as `CDN-Cache-Control`.
 pub fn cache_control(lines: &[u8]) {
     const CDN: HeaderName = HeaderName::from_static("cdn-cache-control");
     let headers = fields(&[CACHE_CONTROL, CDN], lines);
@@ -64,7 +65,8 @@ pub fn cache_control(lines: &[u8]) {
     }
 }
 
-/// Lines: length of the body (else 10), `Range`, `If-Range`, `If-None-Match`, `If-Modified-Since`.
+/// Checks conditions and ranges. Lines: length of the body (else 10), `Range`, `If-Range`,
+/// `If-None-Match`, `If-Modified-Since`.
 pub fn range(lines: &[u8]) {
     let mut lines = lines.splitn(5, |&byte| byte == b'\n');
     let length = lines
@@ -116,7 +118,7 @@ pub fn range(lines: &[u8]) {
     served(&request, stored, length);
 }
 
-/// Whatever is asked for, an answer says what it is.
+/// Asserts that the status, fields and body of an answer agree, whatever the request asks for.
 fn served(request: &HeaderMap, mut stored: HeaderMap, length: u64) {
     stored.insert(ETAG, HeaderValue::from_static("\"a\""));
     let record = Record {
@@ -155,7 +157,7 @@ fn served(request: &HeaderMap, mut stored: HeaderMap, length: u64) {
     }
 }
 
-/// The formats that an imgproxy may choose by `Accept`, in the order in which they are sent on.
+/// The formats that an imgproxy may choose by `Accept`, in the order in which they are forwarded.
 const FORMATS: [(ImageFormat, &str); 3] = [
     (ImageFormat::Jxl, "image/jxl"),
     (ImageFormat::Avif, "image/avif"),
@@ -164,7 +166,7 @@ const FORMATS: [(ImageFormat, &str); 3] = [
 
 type Formats = &'static [(ImageFormat, &'static str)];
 
-/// Policies of imgproxies that choose all formats, and one.
+/// Two policies: one for an imgproxy that chooses among all formats, one for a single format.
 static CHOOSING: LazyLock<[(Formats, Policy); 2]> = LazyLock::new(|| {
     [&FORMATS[..], &FORMATS[1..2]].map(|formats| {
         let settings = Imgproxy {
@@ -175,7 +177,7 @@ static CHOOSING: LazyLock<[(Formats, Policy); 2]> = LazyLock::new(|| {
     })
 });
 
-/// Lines of `Accept`.
+/// Checks lines of `Accept`.
 pub fn accept(lines: &[u8]) {
     let accept = fields(&[ACCEPT], lines);
     for (formats, policy) in CHOOSING.iter() {
@@ -196,7 +198,7 @@ pub fn accept(lines: &[u8]) {
             contained.join(",")
         };
         assert_eq!(asked.forward.set, [(ACCEPT, class.parse().expect("ASCII"))]);
-        // A request that says just its class is of that class.
+        // A request whose `Accept` is just its class has the same key.
         assert_eq!(decide(&field(ACCEPT, &class)).key, asked.key);
     }
 }
@@ -209,7 +211,7 @@ fn contains(headers: &HeaderMap, text: &str) -> bool {
     })
 }
 
-/// Lines: `Date`, `Expires`, `Last-Modified`, `Age`.
+/// Checks dates and ages. Lines: `Date`, `Expires`, `Last-Modified`, `Age`.
 pub fn dates(lines: &[u8]) {
     let names = [DATE, EXPIRES, LAST_MODIFIED, AGE];
     let headers = in_turn(&names, lines.splitn(4, |&byte| byte == b'\n'));
@@ -267,7 +269,7 @@ fn record(headers: HeaderMap, initial_age: u64) -> Record {
     }
 }
 
-/// Each line as a field of each name; what cannot stand in a field is left out.
+/// Makes each line a field of each name, and leaves out lines that no field may hold.
 fn fields(names: &[HeaderName], lines: &[u8]) -> HeaderMap {
     lines
         .split(|&byte| byte == b'\n')
@@ -276,7 +278,7 @@ fn fields(names: &[HeaderName], lines: &[u8]) -> HeaderMap {
         .collect()
 }
 
-/// The first line as a field of the first name, and so on; an empty line stands for none.
+/// Makes the first line a field of the first name, and so on; an empty line makes none.
 fn in_turn<'a>(names: &[HeaderName], lines: impl Iterator<Item = &'a [u8]>) -> HeaderMap {
     names
         .iter()
@@ -291,7 +293,7 @@ fn field(name: HeaderName, value: &str) -> HeaderMap {
     HeaderMap::from_iter([(name, value)])
 }
 
-/// The directives as both `Cache-Control` and a dictionary say them.
+/// Writes the directives in a form that is both `Cache-Control` and a dictionary.
 fn written(control: &CacheControl) -> String {
     // A targeted field that is empty counts as absent.
     let mut text = "x".to_owned();

@@ -1,4 +1,6 @@
-//! Keys for an ordinary origin.
+//! Makes the keys of generic policies, whose upstream is an ordinary HTTP server.
+//!
+//! Paths and parameters go into the key as received: it interprets neither.
 
 use std::borrow::Cow;
 
@@ -11,8 +13,8 @@ use super::request::is_precondition_or_range;
 use super::{BypassReason, Forward, Generic, Query, RequestHead};
 use crate::entry::KeyHasher;
 
-/// Fields that frameworks take in place of the method, the host, the path or the port, so that one
-/// client could choose what all others get. (`X-Forwarded-Proto` is Envoy's own and stays.)
+/// Fields that frameworks read in place of the method, the host, the path or the port. With them,
+/// one client could choose what all others get. (`X-Forwarded-Proto` is Envoy's own and stays.)
 const OVERRIDES: [&str; 17] = [
     "forwarded",
     "x-forwarded-host",
@@ -34,7 +36,7 @@ const OVERRIDES: [&str; 17] = [
 ];
 
 impl Generic {
-    /// The key and what else follows from `request`.
+    /// Reads the key of `request`, and how to change it when it is forwarded.
     pub(super) fn keyed(&self, request: &RequestHead) -> Result<Keyed, BypassReason> {
         let (path, query) = request.path_and_query();
         if !path.starts_with(b"/") {
@@ -58,8 +60,8 @@ impl Generic {
         })
     }
 
-    /// Whether a response may vary by field `name` without leaving the key: the field is in the key
-    /// or does not reach the upstream.
+    /// Whether field `name` is in the key or does not reach the upstream, so that varying by it
+    /// needs no variant.
     pub(super) fn controls(&self, name: &HeaderName) -> bool {
         self.headers.contains(name) || self.removes(name)
     }
@@ -92,7 +94,7 @@ impl Generic {
         hasher.finish()
     }
 
-    /// The path with as much of the query as is in the key; `None` where that is all of it.
+    /// The path with those parameters of the query that are in the key; `None` if all are.
     fn forwarded_path(&self, path: &[u8], query: &[u8]) -> Option<Bytes> {
         let kept: Vec<&[u8]> = match &self.query {
             Query::All => return None,
@@ -107,8 +109,8 @@ impl Generic {
         Some(forwarded.into())
     }
 
-    /// Whether field `name` is taken out of a request that leads. `Accept-Encoding` is, so that the
-    /// upstream answers without content coding and one entry suits every client.
+    /// Whether leaders are forwarded without field `name`. `Accept-Encoding` is removed, so that
+    /// the upstream answers without content coding and one entry suits every client.
     fn removes(&self, name: &HeaderName) -> bool {
         is_precondition_or_range(name)
             || (name == header::ACCEPT_ENCODING
@@ -118,7 +120,7 @@ impl Generic {
     }
 }
 
-/// What all queries of one path have in common.
+/// Digest of the source that all queries of one path share.
 pub(super) fn source(host: &[u8], path: &[u8]) -> [u8; 32] {
     let mut hasher = KeyHasher::new("afterimage generic source 1");
     hasher.field(host);

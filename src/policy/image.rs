@@ -1,12 +1,13 @@
-//! Whether a body begins like the image that its content type names.
+//! Compares the first bytes of a body with the image format that its content type names. It decodes
+//! no image.
 
-/// As many first bytes of a body as the longest magic number needs.
+/// How many first bytes of a body the longest magic number needs.
 pub const MAGIC_BYTES: usize = 256;
 
 /// Compares the first bytes of a body with its media type (without parameters, any case).
 ///
-/// `head` is the first [`MAGIC_BYTES`] of the body, or all of a shorter one. A type that is not
-/// known here never agrees, so that nothing unverified is stored under it.
+/// `head` is the first [`MAGIC_BYTES`] of the body, or all of a shorter one. An unknown type never
+/// agrees, so that nothing unverified is stored under it.
 pub(super) fn is_declared_image(media_type: &str, head: &[u8]) -> bool {
     match media_type.to_ascii_lowercase().as_str() {
         "image/jpeg" | "image/jpg" => head.starts_with(&[0xff, 0xd8, 0xff]),
@@ -31,8 +32,8 @@ pub(super) fn is_declared_image(media_type: &str, head: &[u8]) -> bool {
     }
 }
 
-/// The brands of an ISO base media file: major brand, then the compatible ones, all within the
-/// `ftyp` box.
+/// Whether an ISO base media file has one of `brands`, as its major brand or a compatible one. All
+/// stand within the `ftyp` box.
 fn has_brand(head: &[u8], brands: &[&[u8; 4]]) -> bool {
     let Some((size, rest)) = head.split_first_chunk::<4>() else {
         return false;
@@ -51,8 +52,8 @@ fn has_brand(head: &[u8], brands: &[&[u8; 4]]) -> bool {
         .any(|(place, brand)| place != 1 && brands.iter().any(|wanted| brand == *wanted))
 }
 
-/// An XML document whose first element could be `svg`: the prologue may be long, so this asks for
-/// markup and leaves the rest to the upstream that declared it.
+/// Whether the first element of an XML document could be `svg`. The prologue may be long, so this
+/// asks only for markup and trusts the upstream that declared the type.
 fn is_svg(head: &[u8]) -> bool {
     let text = head
         .strip_prefix(b"\xef\xbb\xbf")

@@ -1,15 +1,15 @@
-//! imgproxy's URLs.
+//! Makes the keys of imgproxy policies.
 //!
-//! A policy of this kind stands for one imgproxy and reads a request as that imgproxy would: two
-//! requests that it answers alike may share a key, two that it may answer differently never do.
+//! Such a policy stands for one imgproxy and reads a request as that imgproxy does. Two requests
+//! that it answers alike may share a key; two that it may answer differently never do.
 //!
-//! Requests that lead carry a fixed list of fields to imgproxy: [`Variant`]'s,
-//! those of tracing, and the ones that the operator names. `baggage` is not among them: its content
-//! is free, and tracing may hand it on to the servers of the sources.
+//! Leaders carry only these fields to imgproxy: those of [`Negotiated`], those of tracing, and the
+//! ones that the operator names. `baggage` is not among them: its content is free, and tracing may
+//! hand it on to the servers of the sources.
 
+mod negotiated;
 mod path;
 mod signature;
-mod variant;
 
 use std::fmt;
 use std::sync::LazyLock;
@@ -24,8 +24,9 @@ use serde::Deserialize;
 use serde::Serialize;
 use sha2::Sha256;
 
-use self::path::{ImagePath, Processing, Source, Target, UrlOption};
-use self::variant::Variant;
+use self::negotiated::Negotiated;
+use self::path::{ImagePath, ImageSource, Processing, Target, UrlOption};
+
 use super::decide::Keyed;
 use super::request::{is_precondition_or_range, is_untouchable};
 use super::{BypassReason, FieldName, Forward, RequestHead};
@@ -33,8 +34,7 @@ use crate::clock::Timestamp;
 use crate::entry::KeyHasher;
 use crate::written::Each;
 
-/// URL-safe base64 without padding; like imgproxy's it does not care about bits that belong to no
-/// byte.
+/// URL-safe base64 without padding; like imgproxy's, it ignores bits that belong to no byte.
 static BASE64: LazyLock<Encoding> = LazyLock::new(|| {
     let mut specification = BASE64URL_NOPAD.specification();
     specification.check_trailing_bits = false;
@@ -43,8 +43,8 @@ static BASE64: LazyLock<Encoding> = LazyLock::new(|| {
         .expect("differs from a valid one only in being lenient")
 });
 
-/// Fields that name a trace, or a request within it: those of Envoy's tracers and of imgproxy's. They
-/// reach imgproxy's logs and spans, and no image.
+/// Fields that name a trace, or a request within it: those of Envoy's tracers and of imgproxy's.
+/// They show in imgproxy's logs and spans, and in no image.
 const TRACE_FIELDS: [&str; 18] = [
     "b3",
     "newrelic",
@@ -120,7 +120,8 @@ impl Default for Imgproxy {
 }
 
 impl Imgproxy {
-    /// The key and what else follows from `request`, which arrived at `now`.
+    /// Reads the key of `request`, which arrived at `now`, and how to change it when it is
+    /// forwarded.
     pub(super) fn keyed(
         &self,
         request: &RequestHead,
@@ -133,8 +134,8 @@ impl Imgproxy {
             return Err(BypassReason::Signature);
         }
         let image = ImagePath::read(&target.path, self, now)?;
-        let variant = Variant::read(self, &request.headers, image.has_fixed_format);
-        let set = variant.fields();
+        let negotiated = Negotiated::read(self, &request.headers, image.has_fixed_format);
+        let set = negotiated.fields();
         let host = key_host.then(|| request.key_host());
         Ok(Keyed {
             source: source_hash(&image.source),
@@ -149,8 +150,8 @@ impl Imgproxy {
         })
     }
 
-    /// Whether a response may vary by field `name` without leaving the key: the field does not reach
-    /// imgproxy as the client sent it.
+    /// Whether field `name` does not reach imgproxy as the client sent it, so that varying by it
+    /// needs no variant.
     pub(super) fn controls(&self, name: &HeaderName) -> bool {
         !self.passes(name)
     }
@@ -160,12 +161,11 @@ impl Imgproxy {
         host: Option<&[u8]>,
         target: &Target<'_>,
         image: &ImagePath<'_>,
-        variant: &[(HeaderName, HeaderValue)],
+        negotiated: &[(HeaderName, HeaderValue)],
     ) -> [u8; 32] {
         let mut hasher = KeyHasher::new("afterimage imgproxy key 1");
         hasher.list(host);
-        // A signature that is not known to be right only counts together with all that it may sign,
-        // `expires` above all.
+        // An unverified signature is in the key with all that it may sign, `expires` above all.
         hasher.list(
             match self.signing {
                 Signing::Pairs { .. } | Signing::Unsigned => [None, None],
@@ -196,7 +196,7 @@ impl Imgproxy {
         image.source.hash(&mut hasher);
         hasher.field(&image.extension);
         hasher.list(
-            variant
+            negotiated
                 .iter()
                 .flat_map(|(name, value)| [name.as_str().as_bytes(), value.as_bytes()]),
         );
@@ -222,18 +222,18 @@ impl Imgproxy {
         is_untouchable(name)
             || TRACE_FIELDS.contains(&name.as_str())
             || self.forward_headers.contains(name)
-                && !Variant::reads(name)
+                && !Negotiated::reads(name)
                 && !is_precondition_or_range(name)
     }
 }
 
-fn source_hash(source: &Source<'_>) -> [u8; 32] {
+fn source_hash(source: &ImageSource<'_>) -> [u8; 32] {
     let mut hasher = KeyHasher::new("afterimage imgproxy source 1");
     source.hash(&mut hasher);
     hasher.finish()
 }
 
-impl Source<'_> {
+impl ImageSource<'_> {
     fn hash(&self, hasher: &mut KeyHasher) {
         let (form, source) = match self {
             Self::Url(url) => ("url", url),
@@ -257,21 +257,22 @@ pub enum ImageFormat {
     Webp,
 }
 
-/// What the first path segment is.
+/// What the first path segment, the signature, means.
 #[derive(Clone)]
 pub enum Signing {
-    /// A signature, verified on every request and left out of the key.
+    /// It is verified on every request and left out of the key.
     Pairs {
-        /// Any of them may have signed.
+        /// Keys and salts, of which any may have signed.
         pairs: Vec<KeyPair>,
         /// Bytes of a signature, 1 to 32 (`IMGPROXY_SIGNATURE_SIZE`).
         size: usize,
-        /// Taken verbatim (`IMGPROXY_TRUSTED_SIGNATURES`).
+        /// Signatures that are accepted verbatim (`IMGPROXY_TRUSTED_SIGNATURES`).
         trusted: Vec<String>,
     },
-    /// Declared to mean nothing: left out of the key.
+    /// It means nothing, as the operator declares, and is left out of the key.
     Unsigned,
-    /// Unknown: it stays in the key, and with it the whole path that it may sign, `expires` included.
+    /// It cannot be verified, so it is in the key with the whole path that it may sign, `expires`
+    /// included.
     Unknown,
 }
 
@@ -298,12 +299,12 @@ impl fmt::Debug for Signing {
 /// A key and a salt of imgproxy, decoded.
 #[derive(Clone)]
 pub struct KeyPair {
-    /// What every signature begins with.
+    /// State of the HMAC after the salt and the first slash, from which every signature continues.
     begun: Hmac<Sha256>,
 }
 
 impl KeyPair {
-    /// `key` is that of the HMAC, and `salt` comes before each message.
+    /// Makes a pair of the HMAC's `key` and the `salt` that precedes each message.
     pub fn new(key: &[u8], salt: &[u8]) -> Self {
         let begun = Hmac::new_from_slice(key)
             .expect("HMAC takes keys of any length")

@@ -1,4 +1,4 @@
-//! Invalidation by methods that change things (RFC 9111 section 4.4).
+//! Decides what the answer to an unsafe method invalidates (RFC 9111 section 4.4).
 
 use fluent_uri::{Uri, UriRef};
 use http::header::{CONTENT_LOCATION, LOCATION};
@@ -11,7 +11,7 @@ use crate::entry::Source;
 const LOCATIONS: [HeaderName; 2] = [LOCATION, CONTENT_LOCATION];
 
 impl Policy {
-    /// Whether a successful answer to a request with this method invalidates what is stored: it is
+    /// Whether a successful answer to this method invalidates what is stored, because the method is
     /// not known to be safe (RFC 9110 section 9.2.1).
     pub(super) fn watches(&self, method: &Method) -> bool {
         let Kind::Generic(generic) = &self.kind else {
@@ -24,9 +24,9 @@ impl Policy {
         generic.invalidates && !is_safe
     }
 
-    /// The sources of which nothing that is stored may be used any more, now that `request` was
-    /// answered by `response`: its own, and those that the response names on the same host. Without
-    /// success, and for an answer that the proxy made itself, there are none.
+    /// The sources whose entries `response` invalidates: that of `request`, and those that the
+    /// response names on the same host. There are none without success, or if the proxy made the
+    /// answer itself.
     pub fn invalidated(&self, request: &RequestHead, response: &ResponseHead) -> Vec<Source> {
         let is_success = response.status.is_success() || response.status.is_redirection();
         if !is_success || response.provenance == Provenance::Local {
@@ -59,13 +59,13 @@ impl Policy {
     }
 }
 
-/// The path of a reference that is resolved against the request's URI, without query; `None` when it
-/// is on another host, or no reference. The scheme is not compared, because it is not in the key.
+/// Resolves a reference against the request's URI and returns its path without query; `None` if it
+/// is malformed or on another host. The scheme is not compared, because it is not in the key.
 fn path_on_same_host(request: &RequestHead, reference: &str) -> Option<String> {
     let host = std::str::from_utf8(&request.authority).ok()?;
     let (path, _) = request.path_and_query();
     let path = std::str::from_utf8(path).ok()?;
-    // Any scheme stands for the one that is not known.
+    // The request's scheme is not known, and any will do.
     let base = format!("http://{host}{path}");
     let base = Uri::parse(base.as_str()).ok()?;
     let resolved = UriRef::parse(reference).ok()?.resolve_against(&base).ok()?;

@@ -1,8 +1,8 @@
-//! Decisions about HTTP caching, and nothing else.
+//! Decides everything about HTTP caching: keys, storage, freshness, revalidation and invalidation.
 //!
-//! Functions from request heads, response heads, stored records and `now` to enums. They do no I/O
-//! and read no clock, and know nothing of Envoy. A [`Policy`] is plain data, named by the operator
-//! and chosen by a route.
+//! Each decision is a function of request heads, response heads, stored records and `now`. Nothing
+//! here does I/O, reads a clock or knows Envoy. A [`Policy`] is plain data: the operator names it,
+//! and a route chooses it.
 
 mod cache_control;
 mod decide;

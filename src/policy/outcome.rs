@@ -1,31 +1,32 @@
-//! The final word for a request, and the header that says it (RFC 9211).
+//! The outcome, which is the final word for a request, and `Cache-Status`, the field that says it
+//! (RFC 9211).
 
 use std::fmt;
 
 use http::HeaderValue;
 
-/// How a request of a caching policy ended. One word each: the same in the log, in the metric and
-/// in the access log.
+/// How a request of a caching policy ended. Each outcome has one word, the same in the log, the
+/// metric and the access log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
     /// Answered from the store, fresh.
     Hit,
     /// Answered from the store although it is stale: it is being refreshed, or the upstream failed.
     Stale,
-    /// Answered with what another request for the same got meanwhile.
+    /// Answered with what another request for the same key got meanwhile.
     Collapsed,
-    /// Answered from the store after the upstream said that it is still the one.
+    /// Answered from the store after the upstream confirmed the entry.
     Revalidated,
-    /// Sent on, because there was no usable entry.
+    /// Forwarded, because no usable entry was stored.
     Miss,
-    /// A method that may change things, watched for what it invalidates.
+    /// Forwarded because of its unsafe method; the answer may invalidate entries.
     Method,
     /// Not looked up.
     Bypass,
 }
 
 impl Outcome {
-    /// The word.
+    /// The word for labels and logs.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Hit => "hit",
@@ -39,30 +40,30 @@ impl Outcome {
     }
 }
 
-/// Why a lookup gave nothing that could be served.
+/// Why a lookup found nothing that could be served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum MissReason {
     /// Nothing is stored.
     Absent,
-    /// Something is stored, but not for what this request has in the fields that `Vary` names.
+    /// Variants are stored, but none for what this request has in the fields that `Vary` names.
     Variant,
-    /// What is stored is no longer fresh.
+    /// The entry is no longer fresh.
     Stale,
-    /// What is stored is not whole, or not for this key.
+    /// The entry is not whole, or not for this key.
     Corrupt,
     /// The store could not answer.
     StoreUnavailable,
     /// The store did not answer within the deadline.
     StoreTimeout,
-    /// The store refused.
+    /// The store denied the request.
     StoreDenied,
-    /// No room in the memory budget for the body.
+    /// The memory budget has no room for the body.
     Budget,
-    /// Too large to be served by this configuration.
+    /// The entry is larger than this configuration can serve.
     TooLarge,
-    /// What is stored was invalidated.
+    /// The entry was invalidated.
     Invalidated,
-    /// The client asked for another one (its `Cache-Control`), and the policy obeys clients.
+    /// The client's `Cache-Control` does not accept the entry, and the policy obeys clients.
     Client,
     /// The client wants nothing that is not stored (`only-if-cached`), and the policy obeys clients.
     OnlyIfCached,
@@ -93,7 +94,7 @@ impl MissReason {
 pub enum CacheStatus {
     /// Served from the store.
     Hit {
-        /// Seconds that the entry stays fresh.
+        /// Seconds for which the entry stays fresh.
         ttl: u64,
     },
     /// Served from the store although it is stale.
@@ -101,30 +102,30 @@ pub enum CacheStatus {
         /// Seconds since it was fresh last.
         staleness: u64,
     },
-    /// Not sent on itself: another request for the same was (RFC 9211 section 2.6).
+    /// Not forwarded: another request for the same key was (RFC 9211 section 2.6).
     Collapsed,
-    /// Answered without a stored response, and not sent on.
+    /// Neither answered from the store nor forwarded.
     Refused,
-    /// Sent on because of its method.
+    /// Forwarded because of its method.
     Method,
-    /// Sent on, nothing usable was there.
+    /// Forwarded, because nothing usable was stored.
     Miss {
         /// Whether a fill has begun.
         stored: bool,
     },
-    /// Sent on, nothing was there for what the request has in the fields of `Vary`.
+    /// Forwarded, because no variant was stored for what the request has in the fields of `Vary`.
     VaryMiss {
         /// Whether a fill has begun.
         stored: bool,
     },
-    /// Sent on although the entry was fresh, because the request asked for that.
+    /// Forwarded although the entry was fresh, because the request asked for that.
     Request {
         /// Status of the upstream's answer.
         status: u16,
         /// Whether a fill has begun.
         stored: bool,
     },
-    /// Sent on because the entry was stale.
+    /// Forwarded because the entry was stale.
     Stale {
         /// Status of the upstream's answer.
         status: u16,
@@ -134,7 +135,7 @@ pub enum CacheStatus {
 }
 
 impl CacheStatus {
-    /// As a field value; `detail` adds a word of ours (RFC 9211 section 2.8).
+    /// Writes the field value; `detail` adds a word of ours (RFC 9211 section 2.8).
     pub fn to_value(self, detail: Option<&'static str>) -> HeaderValue {
         let value = match detail {
             None | Some("") => self.to_string(),
@@ -190,7 +191,7 @@ mod tests {
                 CacheStatus::StaleHit { staleness: 7 },
                 "afterimage; hit; ttl=-7",
             ),
-            // Neither a hit nor sent on: an answer of our own.
+            // An answer of our own is neither a hit nor forwarded.
             (CacheStatus::Refused, "afterimage"),
         ] {
             assert_eq!(value(status), expected);

@@ -16,7 +16,8 @@ use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
 
 use self::drawn::{
-    Asked, CDN, Directive, Drawn, Meant, key_policies, policies, requests, responses, two_requests,
+    CDN, Directive, Drawn, DrawnRequest, Meant, key_policies, policies, requests, responses,
+    two_requests,
 };
 use super::cache_control::CacheControl;
 use super::freshness::http_date;
@@ -92,7 +93,7 @@ fn forbidden_fields(meant: &Meant) -> Vec<&'static str> {
     if meant.says(Directive::PrivateField) && !meant.says(Directive::Private) {
         names.push("x-a");
     }
-    // Where nothing may be used without asking, all is asked about.
+    // A plain `no-cache` covers the whole response, these fields included.
     if meant.says(Directive::NoCacheField) && !meant.says(Directive::NoCache) {
         names.extend(["x-b", "x-c"]);
     }
@@ -200,7 +201,7 @@ proptest! {
         let (later_age, is_stale_later) = at(now.plus_seconds(later));
         prop_assert_eq!(later_age, age + later);
         prop_assert!(is_stale_later || !is_stale);
-        // A clock that was set back makes nothing younger than it was when it came.
+        // After the clock was set back, a response is as old as when it arrived.
         prop_assert_eq!(at(Timestamp::from_unix(0)).0, storable.initial_age);
     }
 
@@ -238,7 +239,7 @@ proptest! {
         prop_assert_eq!(updated.body, stored.body);
         prop_assert_eq!(updated.identity, stored.identity);
         prop_assert_eq!(updated.headers.get(CONTENT_TYPE), stored.headers.get(CONTENT_TYPE));
-        // A targeted field from before still counts for us.
+        // A targeted field that was stored before still counts.
         let is_directed_anew = second.meant.is_targeted || !updated.headers.contains_key(CDN);
         for name in forbidden_fields(&second.meant) {
             let may_be = name.starts_with("x-") && !is_directed_anew;
@@ -351,7 +352,7 @@ proptest! {
         method in "[!-~]{1,8}",
         authority in vec(any::<u8>(), 0..8),
         path in vec(any::<u8>(), 0..40),
-        name in select(Asked::FIELDS.map(|(name, _)| name).to_vec()),
+        name in select(DrawnRequest::FIELDS.map(|(name, _)| name).to_vec()),
         value in vec(any::<u8>(), 0..20),
         policy in select(Vec::from(key_policies())),
     ) {
@@ -395,7 +396,7 @@ proptest! {
     }
 }
 
-/// The share of cases in which something is at stake.
+/// Asserts that enough of the drawn cases put something at stake.
 #[test]
 fn what_is_drawn_is_often_stored_and_fresh_and_stale() {
     let mut runner = TestRunner::deterministic();

@@ -1,4 +1,4 @@
-//! The part of a request that decisions are made from.
+//! The head of a request, from which a policy decides.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -21,12 +21,12 @@ pub struct RequestHead {
     pub headers: HeaderMap,
     /// Whether a body follows the head.
     pub has_body: bool,
-    /// Who is at the other end of the proxy's connection; `None` when it does not say.
+    /// Address of the peer that connected to Envoy; `None` when Envoy does not say.
     pub peer: Option<IpAddr>,
 }
 
 impl RequestHead {
-    /// The method, if nothing outside the URL forbids a lookup.
+    /// Returns the method to look up with, unless something outside the URL forbids a lookup.
     ///
     /// # Errors
     ///
@@ -54,7 +54,7 @@ impl RequestHead {
         Ok(method)
     }
 
-    /// Whether it asks for another protocol.
+    /// Whether the request asks for another protocol.
     pub(super) fn is_upgrade(&self) -> bool {
         self.method == Method::CONNECT || self.headers.contains_key(header::UPGRADE)
     }
@@ -78,8 +78,8 @@ impl RequestHead {
     }
 }
 
-/// Whether field `name` makes an answer anything but the whole response (RFC 9110 sections 13.1 and
-/// 14.2). Such fields never reach the upstream on a request that leads.
+/// Whether field `name` can make the answer something other than the whole response (RFC 9110
+/// sections 13.1 and 14.2). A leader is forwarded without such fields.
 pub(super) fn is_precondition_or_range(name: &HeaderName) -> bool {
     [
         header::IF_MATCH,
@@ -92,7 +92,7 @@ pub(super) fn is_precondition_or_range(name: &HeaderName) -> bool {
     .contains(name)
 }
 
-/// Whether Envoy lets no external processor change field `name`.
+/// Whether Envoy forbids external processors to change field `name`.
 pub(super) fn is_untouchable(name: &HeaderName) -> bool {
     name == header::HOST || name.as_str().starts_with("x-envoy-")
 }

@@ -1,4 +1,4 @@
-//! What an upstream's answer means for a stored response (RFC 9111 section 4.3.3, RFC 5861
+//! Reads what an upstream's answer means for a stored response (RFC 9111 section 4.3.3, RFC 5861
 //! section 4).
 
 use http::header::{
@@ -14,7 +14,8 @@ use super::{Policy, Provenance, ResponseHead};
 use crate::clock::Timestamp;
 use crate::entry::Record;
 
-/// Fields that describe the stored bytes, which a 304 does not bring (RFC 9111 section 3.2).
+/// Fields that describe the stored bytes, so that a 304 does not update them (RFC 9111 section
+/// 3.2).
 const OF_THE_BYTES: [HeaderName; 4] = [
     CONTENT_ENCODING,
     CONTENT_LENGTH,
@@ -27,12 +28,12 @@ const OF_THE_BYTES: [HeaderName; 4] = [
 pub enum Answered {
     /// It is still the one.
     Unchanged {
-        /// Its fields from now on.
+        /// The stored response with its fields from now on.
         record: Box<Record>,
-        /// Whether it may stay stored with them.
+        /// Whether it may stay stored with these fields.
         is_kept: bool,
     },
-    /// Nothing: the upstream could not answer. `RFC 5861 section 4` names these statuses.
+    /// The upstream failed, with a status that RFC 5861 section 4 names.
     Failed,
     /// There is another one.
     Changed,
@@ -50,7 +51,8 @@ pub enum Checked {
 }
 
 impl Policy {
-    /// Reads the answer to a request that was sent at `request_time` and answered `now`.
+    /// Reads the answer to a request with a stored response's validators, sent at `request_time`
+    /// and answered `now`.
     pub fn answered(
         &self,
         stored: &Record,
@@ -59,7 +61,8 @@ impl Policy {
         now: Timestamp,
     ) -> Answered {
         match (response.provenance, response.status.as_u16()) {
-            // It is about another one, which leaves nothing to answer with but what is stored.
+            // The 304 is about another response, so that only the stored one is left to answer
+            // with.
             (Provenance::Upstream, 304) if !is_about(stored, response) => Answered::Unchanged {
                 record: Box::new(Record {
                     response_time: now,
@@ -80,8 +83,8 @@ impl Policy {
     }
 
     /// Reads the answer to a HEAD that was sent at `request_time` and answered `now` (RFC 9111
-    /// section 4.3.5). Each validator and the length, where they are given, must be those of what is
-    /// stored, and at least one must be given.
+    /// section 4.3.5). Of the validators and the length, the answer must give at least one, and
+    /// each one that it gives must be that of the stored response.
     pub fn checked(
         &self,
         stored: &Record,
@@ -115,8 +118,8 @@ impl Policy {
         Checked::Unchanged(Box::new(record))
     }
 
-    /// Whether what is stored may stay so with the fields of this response: it would be stored with
-    /// them, and for the same requests (RFC 9111 sections 3 and 4.1).
+    /// Whether the stored response may stay stored with the fields of this answer: with them it
+    /// would be stored, and for the same requests (RFC 9111 sections 3 and 4.1).
     fn may_stay(&self, stored: &Record, response: &ResponseHead) -> bool {
         let headers = &response.headers;
         let control = CacheControl::directed_at_us(headers, &self.targeted).control;
@@ -130,8 +133,8 @@ impl Policy {
             && varies_alike
     }
 
-    /// The stored response with the fields of a 304 (RFC 9111 sections 3.2 and 4.3.4). A field that
-    /// comes takes the place of all lines of its name.
+    /// Freshens the stored response with the fields of an answer (RFC 9111 sections 3.2 and 4.3.4).
+    /// Each field replaces all lines of its name.
     fn freshened(
         &self,
         stored: &Record,
@@ -147,7 +150,7 @@ impl Policy {
                 headers.append(name, value.clone());
             }
         }
-        // What it names now was perhaps stored before.
+        // A field that it names now may have been stored before.
         let control = CacheControl::directed_at_us(&headers, &self.targeted).control;
         for name in control.unshared_fields() {
             headers.remove(name);
@@ -161,7 +164,8 @@ impl Policy {
     }
 }
 
-/// Whether a 304 may update what is stored: it names no other entity tag (RFC 9111 section 4.3.4).
+/// Whether a 304 may update the stored response: it names no other entity tag (RFC 9111 section
+/// 4.3.4).
 fn is_about(stored: &Record, response: &ResponseHead) -> bool {
     match (stored.headers.get(ETAG), response.headers.get(ETAG)) {
         (Some(own), Some(given)) => is_same_tag(own, given),

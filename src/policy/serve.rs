@@ -1,4 +1,4 @@
-//! The answer that a request gets of a stored response.
+//! Makes the answer to a request from a stored response, without reading its body.
 
 use http::header::{
     AGE, CACHE_CONTROL, CONTENT_LOCATION, CONTENT_RANGE, DATE, ETAG, EXPIRES, LAST_MODIFIED, VARY,
@@ -16,19 +16,19 @@ use crate::entry::Record;
 /// `Cache-Status` (RFC 9211).
 pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
-/// What a 304 repeats of a stored response (RFC 9110 section 15.4.5). `Last-Modified` is added where
-/// there is no entity tag.
+/// The fields of a stored response that a 304 repeats (RFC 9110 section 15.4.5). `Last-Modified` is
+/// added if there is no entity tag.
 const OF_NOT_MODIFIED: [HeaderName; 6] =
     [CACHE_CONTROL, CONTENT_LOCATION, DATE, ETAG, EXPIRES, VARY];
 
-/// A complete answer but for its bytes.
+/// An answer without the bytes of its body.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Served {
     /// Its status.
     pub status: StatusCode,
     /// All its fields but `content-length`.
     pub headers: HeaderMap,
-    /// Which bytes of the stored body are its body.
+    /// The bytes of the stored body that are its body.
     pub body: ServedBody,
 }
 
@@ -51,8 +51,8 @@ pub enum ServedBody {
 }
 
 impl Policy {
-    /// Makes the answer to `lookup` of a stored response of this `age` in seconds, with `status` as
-    /// our member of `Cache-Status`.
+    /// Makes the answer to `lookup` from a stored response. `age` is in seconds; `status` is our
+    /// member of `Cache-Status`.
     ///
     /// Conditions and ranges are evaluated here (RFC 9111 section 4.3.2, RFC 9110 sections 13
     /// and 14); they apply to a stored 200 alone.
@@ -106,7 +106,7 @@ impl Policy {
         }
     }
 
-    /// Puts in what belongs to this answer and not to the stored response.
+    /// Adds the fields that belong to this answer and not to the stored response.
     fn own_fields(
         &self,
         headers: &mut HeaderMap,
@@ -131,9 +131,10 @@ impl Policy {
     }
 }
 
-/// Lets no copy further down be fresh after `end`.
+/// Shortens the lifetimes in `headers`, so that no downstream cache takes the answer for fresh
+/// after `end`.
 fn limit_copies(headers: &mut HeaderMap, end: Timestamp, age: u64, now: Timestamp) {
-    // What a copy keeps for counts from its age.
+    // A downstream cache subtracts the age from the lifetime.
     let seconds = end.seconds_since(now).saturating_add(age);
     if let Some(lines) = limited_cache_control(headers, seconds) {
         headers.remove(CACHE_CONTROL);
@@ -142,7 +143,7 @@ fn limit_copies(headers: &mut HeaderMap, end: Timestamp, age: u64, now: Timestam
         }
         headers.remove(EXPIRES);
     }
-    // Earlier than a date that was read is one that can be written.
+    // `end` is before a date that was read, so it is early enough to be written.
     if http_date(headers.get(EXPIRES)).is_some_and(|expires| expires > end) {
         headers.insert(EXPIRES, to_http_date(end));
     }
@@ -163,7 +164,7 @@ fn not_modified(headers: &HeaderMap) -> HeaderMap {
     kept
 }
 
-/// The fields that say where an answer without content comes from.
+/// The fields that this cache adds, which say where an answer comes from.
 fn of_ours(headers: &HeaderMap) -> HeaderMap {
     [AGE, CACHE_STATUS, VIA]
         .into_iter()

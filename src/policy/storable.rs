@@ -1,4 +1,4 @@
-//! Whether a response may be stored, and what is kept of it (RFC 9111 section 3).
+//! Decides whether a response may be stored, and what is kept of it (RFC 9111 section 3).
 
 use http::header::{
     CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, LAST_MODIFIED,
@@ -47,11 +47,11 @@ pub struct Storable {
     pub response_time: Timestamp,
     /// Corrected initial age in seconds (RFC 9111 section 4.2.3).
     pub initial_age: u64,
-    /// Bytes of body, where the response says so. Without it, the framing shows the end.
+    /// Length of the body in bytes. Without it, the framing shows the end.
     pub content_length: Option<u64>,
     /// What the first bytes of the body are compared with.
     pub content: Content,
-    /// Request fields beside the primary key that it is the answer to, sorted, each once.
+    /// Request fields that select it beyond the primary key, sorted, each once.
     pub varies_by: Vec<HeaderName>,
 }
 
@@ -80,20 +80,20 @@ impl Content {
 pub enum NotStorable {
     /// Not known to come from the upstream.
     NotUpstream,
-    /// Status other than 200.
+    /// The policy does not store the status.
     Status,
     /// `no-store`.
     NoStore,
     /// `private`.
     Private,
-    /// `no-cache`: it could not be used without asking each time.
+    /// `no-cache`, and no validator to ask the upstream with.
     NoCache,
     /// `Set-Cookie`.
     SetCookie,
-    /// `Vary` names `*`, or a request field that reaches the upstream without being in the key.
+    /// `Vary` names `*`, or too many fields, or a field outside the key while the policy stores no
+    /// variants.
     Vary,
-    /// As many responses as the policy allows are stored for other values of the fields that `Vary`
-    /// names.
+    /// As many variants as the policy allows are stored already.
     Variants,
     /// A media type that the policy does not name, or none.
     ContentType,
@@ -107,9 +107,9 @@ pub enum NotStorable {
     Stale,
     /// Neither a length nor a framing that shows the end.
     NoLength,
-    /// Several or unreadable lengths.
+    /// Several lengths, or an unreadable one.
     BadLength,
-    /// Longer than what can be served again.
+    /// The body is too long to be served again.
     TooLarge,
     /// No body at all.
     NoBody,
@@ -146,8 +146,8 @@ impl NotStorable {
     }
 }
 
-/// What imgproxy sends that a later client must get again. Everything else is Envoy's, the
-/// transport's, or describes one exchange.
+/// The fields of imgproxy that later clients must get, too. All others are Envoy's or the
+/// transport's, or describe one exchange.
 const IMGPROXY_HEADERS: &[&str] = &[
     "accept-ranges",
     "access-control-allow-methods",
@@ -174,8 +174,8 @@ const IMGPROXY_HEADERS: &[&str] = &[
     "x-result-width",
 ];
 
-/// The final statuses of RFC 9110 section 15 but 206 and 304: those whose caching rules this cache
-/// knows.
+/// The statuses whose caching rules this cache knows: the final ones of RFC 9110 section 15 except
+/// 206 and 304.
 const UNDERSTOOD: [u16; 41] = [
     200, 201, 202, 203, 204, 205, 300, 301, 302, 303, 305, 307, 308, 400, 401, 402, 403, 404, 405,
     406, 407, 408, 409, 410, 411, 412, 413, 414, 415, 416, 417, 421, 422, 426, 500, 501, 502, 503,
@@ -200,13 +200,14 @@ const NOT_KEPT: &[&str] = &[
 ];
 
 impl Policy {
-    /// Decides on the answer to a GET that had a key and led.
+    /// Decides whether the answer to a leader's GET is stored.
     ///
-    /// `request_time` is when the request was sent on, `now` when the head arrived; `is_authorized`
-    /// says whether the request had `Authorization`; `largest_bytes` is the largest body that can be served again.
+    /// `request_time` is when the request was forwarded, `now` when the head arrived;
+    /// `is_authorized` says whether the request had `Authorization`; `largest_bytes` is the largest
+    /// body that can be served again.
     ///
     /// # Errors
-    /// The first reason against it.
+    /// The first reason against storing it.
     pub fn storable(
         &self,
         response: &ResponseHead,
@@ -216,29 +217,8 @@ impl Policy {
         largest_bytes: u64,
     ) -> Result<Storable, NotStorable> {
         let headers = &response.headers;
-        match response.provenance {
-            Provenance::Upstream => {}
-            Provenance::Local | Provenance::Unknown => return Err(NotStorable::NotUpstream),
-        }
-        self.accepts_status(response.status)?;
         let control = CacheControl::directed_at_us(headers, &self.targeted).control;
-        let is_understood = UNDERSTOOD.contains(&response.status.as_u16());
-        if control.must_understand && !is_understood {
-            return Err(NotStorable::Status);
-        }
-        // Whoever understands the status may look past `no-store` (RFC 9111 section 5.2.2.3).
-        if control.no_store && !(control.must_understand && is_understood) {
-            return Err(NotStorable::NoStore);
-        }
-        if control.private == Scope::Response {
-            return Err(NotStorable::Private);
-        }
-        if is_authorized && !control.shares_authorized() {
-            return Err(NotStorable::Authorized);
-        }
-        if headers.contains_key(SET_COOKIE) {
-            return Err(NotStorable::SetCookie);
-        }
+        self.may_share(response, &control, is_authorized)?;
         let varies_by = self.varies_by(headers).map_err(|_| NotStorable::Vary)?;
         if !varies_by.is_empty() && self.store.variants == 0 {
             return Err(NotStorable::Vary);
@@ -252,21 +232,8 @@ impl Policy {
         if !self.store.content_codings && has_content_coding(headers) {
             return Err(NotStorable::ContentEncoding);
         }
-        let has_validator = headers.contains_key(ETAG) || headers.contains_key(LAST_MODIFIED);
         let content = self.content(response.status, headers)?;
-        let terms = self
-            .terms(response.status, headers, now)
-            .ok_or(NotStorable::NoFreshness)?;
-        let initial_age = initial_age(headers, request_time, now);
-        // What is stale at once is worth keeping only if it can be used later all the same.
-        let last = terms.lifetime + terms.stale_while_revalidate.max(terms.stale_if_error);
-        if !has_validator && last <= initial_age {
-            return Err(if control.no_cache == Scope::Response {
-                NotStorable::NoCache
-            } else {
-                NotStorable::Stale
-            });
-        }
+        let initial_age = self.useful_age(response, &control, request_time, now)?;
         let content_length = if response.has_body {
             self.content_length(headers)?
         } else {
@@ -294,6 +261,65 @@ impl Policy {
         })
     }
 
+    /// Whether a response may be stored for others at all: by its maker, its status and its
+    /// directives.
+    fn may_share(
+        &self,
+        response: &ResponseHead,
+        control: &CacheControl,
+        is_authorized: bool,
+    ) -> Result<(), NotStorable> {
+        match response.provenance {
+            Provenance::Upstream => {}
+            Provenance::Local | Provenance::Unknown => return Err(NotStorable::NotUpstream),
+        }
+        self.accepts_status(response.status)?;
+        let is_understood = UNDERSTOOD.contains(&response.status.as_u16());
+        if control.must_understand && !is_understood {
+            return Err(NotStorable::Status);
+        }
+        // A cache that understands the status may ignore `no-store` (RFC 9111 section 5.2.2.3).
+        if control.no_store && !(control.must_understand && is_understood) {
+            return Err(NotStorable::NoStore);
+        }
+        if control.private == Scope::Response {
+            return Err(NotStorable::Private);
+        }
+        if is_authorized && !control.shares_authorized() {
+            return Err(NotStorable::Authorized);
+        }
+        if response.headers.contains_key(SET_COOKIE) {
+            return Err(NotStorable::SetCookie);
+        }
+        Ok(())
+    }
+
+    /// The response's initial age in seconds, if the response can be used again.
+    fn useful_age(
+        &self,
+        response: &ResponseHead,
+        control: &CacheControl,
+        request_time: Timestamp,
+        now: Timestamp,
+    ) -> Result<u64, NotStorable> {
+        let headers = &response.headers;
+        let has_validator = headers.contains_key(ETAG) || headers.contains_key(LAST_MODIFIED);
+        let terms = self
+            .terms(response.status, headers, now)
+            .ok_or(NotStorable::NoFreshness)?;
+        let initial_age = initial_age(headers, request_time, now);
+        // A response that is stale at once is kept only if it can be revalidated or served stale.
+        let last = terms.lifetime + terms.stale_while_revalidate.max(terms.stale_if_error);
+        if has_validator || last > initial_age {
+            return Ok(initial_age);
+        }
+        Err(if control.no_cache == Scope::Response {
+            NotStorable::NoCache
+        } else {
+            NotStorable::Stale
+        })
+    }
+
     fn accepts_status(&self, status: StatusCode) -> Result<(), NotStorable> {
         let is_negative = self
             .freshness
@@ -302,7 +328,7 @@ impl Policy {
             .any(|(negative, _)| *negative == status);
         let is_accepted = match &self.store.statuses {
             Statuses::Only(statuses) => statuses.contains(&status),
-            // Neither is a whole response (RFC 9111 section 3.3; a 304 updates another one).
+            // Neither is a whole response (RFC 9111 section 3.3): a 304 updates a stored one.
             Statuses::Any => !matches!(status.as_u16(), 206 | 304),
         };
         if is_accepted || is_negative {
@@ -312,8 +338,8 @@ impl Policy {
         }
     }
 
-    /// What the body claims to be, if the policy takes that. Types are about successful answers:
-    /// the body of an error is what the upstream has to say about it.
+    /// What the body claims to be, if the policy stores that. Types concern a 200 only: any type
+    /// may describe an error.
     fn content(&self, status: StatusCode, headers: &HeaderMap) -> Result<Content, NotStorable> {
         if status != StatusCode::OK {
             return Ok(Content::Unverified);
@@ -329,7 +355,8 @@ impl Policy {
         }
     }
 
-    /// The length that the body must have. imgproxy always sends one, so its policies insist.
+    /// The length that the body must have; `None` if the framing shows its end. imgproxy always
+    /// sends a length, so its policies require one.
     fn content_length(&self, headers: &HeaderMap) -> Result<Option<u64>, NotStorable> {
         let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
         let Some(length) = lengths.next() else {
@@ -367,7 +394,7 @@ impl Policy {
         };
         let is_kept = |name: &HeaderName| {
             let of_this_kind = match self.kind {
-                // What decides today about its freshness decides later, too.
+                // A targeted field decides about freshness later, too.
                 Kind::Imgproxy(_) => {
                     IMGPROXY_HEADERS.contains(&name.as_str()) || self.targeted.contains(name)
                 }
@@ -407,7 +434,7 @@ impl MediaRange {
         self.main == main
             && match &self.sub {
                 Some(own) => own == sub,
-                // SVG can carry script: only its own name means it.
+                // SVG can carry script, so only its own name stands for it.
                 None => !(main == "image" && sub == "svg+xml"),
             }
     }

@@ -1,4 +1,4 @@
-//! Requests and policies for the tests of this module.
+//! Makes requests and policies for the tests of this module.
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method};
@@ -6,9 +6,9 @@ use http::{HeaderName, HeaderValue, Method};
 use super::{Cookies, Decision, Generic, Imgproxy, Kind, Lookup, Policy, RequestHead, Signing};
 use crate::clock::Timestamp;
 
-/// Cases for each property that is cheap; the variable `PROPTEST_CASES` wins over it. A case that fails
-/// is printed in its smallest form and tried first from then on (`proptest-regressions/`, which is not
-/// kept: what was wrong gets a test with a name).
+/// Cases for each cheap property; the variable `PROPTEST_CASES` overrides it. A failing case is
+/// printed in its smallest form and tried first from then on. (`proptest-regressions/` is not kept:
+/// a fault gets a test with a name.)
 #[cfg(test)]
 pub(crate) const CASES: u32 = 100_000;
 
@@ -72,7 +72,7 @@ pub(crate) fn bypass(policy: &Policy, request: &RequestHead) -> super::BypassRea
     }
 }
 
-/// The head as the upstream gets it when the request leads.
+/// The fields that the upstream gets when the request leads.
 #[cfg(test)]
 pub(crate) fn forwarded(policy: &Policy, request: &RequestHead) -> Vec<(String, String)> {
     let forward = lookup(policy, request).forward;

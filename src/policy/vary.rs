@@ -1,4 +1,4 @@
-//! What a response varies by beyond its primary key (RFC 9111 section 4.1).
+//! Reads which request fields a response varies by beyond its primary key (RFC 9111 section 4.1).
 
 use http::header::VARY;
 use http::{HeaderMap, HeaderName};
@@ -6,10 +6,10 @@ use http::{HeaderMap, HeaderName};
 use super::Policy;
 use crate::entry::members;
 
-/// Fields by which one response may vary; more are not stored.
+/// The most fields by which a stored response may vary.
 const MOST_FIELDS: usize = 8;
 
-/// `Vary` names `*`, or what is no field, or more than [`MOST_FIELDS`].
+/// `Vary` names `*`, a malformed field name, or more than [`MOST_FIELDS`] fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct MatchesNothing;
 

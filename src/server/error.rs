@@ -12,7 +12,7 @@ pub enum Error {
         field: &'static str,
         /// Its value.
         address: String,
-        /// What is wrong, and the way out.
+        /// What is wrong, and how to solve it.
         hint: String,
     },
     /// The store cannot be used.
@@ -23,7 +23,7 @@ pub enum Error {
         /// What is wrong, with its causes.
         error: String,
     },
-    /// The system refused something that cannot be mended by the configuration.
+    /// The system refused something that no configuration can repair.
     #[error("{what}")]
     System {
         /// What was tried.

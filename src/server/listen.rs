@@ -1,4 +1,4 @@
-//! What the process listens on.
+//! Opens the sockets that the process listens on.
 
 use std::fs::Permissions;
 use std::io;
@@ -10,23 +10,22 @@ use tokio::net::{TcpListener, UnixListener, UnixStream};
 use super::Error;
 use crate::config::Listen;
 
-/// The mode bit of a directory whose files get its group.
+/// The mode bit of a directory that gives its group to its files.
 const SETGID: u32 = 0o2000;
 
 /// The mode of a socket that its group may connect to.
 const OWNER_AND_GROUP: u32 = 0o660;
 
-/// Where Envoy comes in.
+/// A socket that Envoy connects to.
 pub(super) enum Incoming {
     Unix(UnixListener, SocketFile),
     Tcp(TcpListener, String),
 }
 
-/// The file of a socket, which goes when the process does, unless a successor has put its own in
-/// that place meanwhile.
+/// The file of a socket. It is removed on drop, unless a successor has put its own in its place.
 pub(super) struct SocketFile {
     path: PathBuf,
-    /// Device and inode; `None` when it was gone as soon as it was made.
+    /// Device and inode; `None` if the file was gone as soon as it was made.
     identity: Option<(u64, u64)>,
 }
 
@@ -79,7 +78,7 @@ impl Incoming {
     }
 }
 
-/// Takes the place of a socket that nobody listens on any more, and of nothing else.
+/// Binds a Unix socket. It replaces a socket that nobody listens on, and nothing else.
 async fn bind_unix(path: &Path) -> Result<UnixListener, String> {
     if let Some(directory) = path
         .parent()
@@ -107,8 +106,8 @@ async fn bind_unix(path: &Path) -> Result<UnixListener, String> {
     Ok(listener)
 }
 
-/// Lets the socket's group connect where the directory hands its own group down (setgid), as the
-/// volume of a pod with `fsGroup` does: Envoy runs there as another user of that group, and
+/// Lets the socket's group connect if the directory gives its group to its files (setgid), as the
+/// volume of a pod with `fsGroup` does. There Envoy runs as another user of that group, and
 /// connecting needs write permission.
 fn open_to_group(path: &Path) -> io::Result<()> {
     let directory = match path.parent() {

@@ -1,4 +1,4 @@
-//! A store that fails or waits where a test says so.
+//! Makes operations of a store fail or wait, for tests.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 use super::{Error, Found, Operation, Store, Writer};
 use crate::entry::{Key, Record, Source};
 
-/// What befalls an operation.
+/// What happens to an operation.
 #[derive(Debug, Clone)]
 pub enum Fault {
     /// It fails with [`Error::TimedOut`], and nothing is done.
@@ -21,7 +21,7 @@ pub enum Fault {
     WaitsAfter(Arc<Semaphore>),
 }
 
-/// Passes everything on to another store, and has a fault for each operation that a test names.
+/// A store around a store, with a fault for each operation that a test names.
 #[derive(Debug)]
 pub struct FaultyStore {
     inner: Arc<dyn Store>,
@@ -30,7 +30,7 @@ pub struct FaultyStore {
 }
 
 impl FaultyStore {
-    /// Without a fault.
+    /// Passes everything on to `inner`, until a fault is set.
     pub fn new(inner: Arc<dyn Store>) -> Arc<Self> {
         Arc::new(Self {
             inner,
@@ -39,19 +39,19 @@ impl FaultyStore {
         })
     }
 
-    /// From now on this befalls the operation.
+    /// Sets what happens to the operation from now on.
     pub fn set(&self, operation: Operation, fault: Fault) {
         let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
         faults.insert(operation, fault);
     }
 
-    /// From now on nothing befalls the operation.
+    /// Removes the operation's fault.
     pub fn heal(&self, operation: Operation) {
         let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
         faults.remove(&operation);
     }
 
-    /// How often the operation was called, those calls included that have not ended.
+    /// How often the operation was called, counting calls that have not ended.
     pub fn calls(&self, operation: Operation) -> usize {
         let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
         calls.get(&operation).copied().unwrap_or_default()

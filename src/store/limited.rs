@@ -1,6 +1,6 @@
-//! A bound on the writes that are under way at a time.
+//! Bounds the writes that are under way at a time.
 //!
-//! A store that is slow gets no faster by more writes at a time, and each takes a connection.
+//! More writes at a time do not make a slow store faster, and each takes a connection.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,22 +12,22 @@ use tokio::sync::Semaphore;
 use super::{Error, Found, Store, Writer};
 use crate::entry::{Key, Record, Source};
 
-/// How many writes there may be.
+/// How many writes may be under way and wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WriteLimit {
-    /// Under way at a time; at least 1.
+    /// Writes under way at a time; at least 1.
     pub concurrent: usize,
-    /// That wait for one of these to end.
+    /// Writes that may wait for one of these to end.
     pub waiting: usize,
-    /// For at most so long.
+    /// How long a write may wait.
     pub patience: Duration,
 }
 
-/// A store whose whole writes wait for each other: [`Store::put`], [`Store::replace_record`] and [`Store::delete`].
-/// Bodies that pass while they come, deletions of sources and reads go through.
+/// A store around a store that bounds [`Store::put`], [`Store::replace_record`] and
+/// [`Store::delete`]. Reads, bodies written in chunks and deletions of sources pass unbounded.
 ///
-/// Beside the inner store's errors a write gives [`Error::TimedOut`] when its time to wait is over, and
-/// [`Error::Unavailable`] when too many wait.
+/// Besides the inner store's errors, a write fails with [`Error::TimedOut`] when it has waited for
+/// too long, and with [`Error::Unavailable`] when too many writes wait.
 #[derive(Debug)]
 pub struct Limited {
     inner: Arc<dyn Store>,
@@ -37,7 +37,7 @@ pub struct Limited {
 }
 
 impl Limited {
-    /// Around `inner`.
+    /// Bounds the writes to `inner`.
     pub fn new(inner: Arc<dyn Store>, limit: WriteLimit) -> Self {
         Self {
             inner,

@@ -1,4 +1,4 @@
-//! Entries in a directory on disk: the store that needs nothing installed.
+//! Keeps entries in a directory on disk. Unlike S3, it needs no other service.
 //!
 //! ```text
 //! <path>/.lock                          held by the one process that owns the directory
@@ -6,23 +6,21 @@
 //! <path>/v1/<namespace>/<epoch>/<source>/<digest>
 //! ```
 //!
-//! An entry is one file: body, then the encoded record, then a footer of the record's length (four
-//! bytes, big endian) and a magic number. So record and body are replaced together by one `rename`,
-//! a body can be written before its record is known, and a file that was cut short is known by its
-//! missing end. Files are synced before they are renamed: after a power loss a name leads to the
-//! whole file or to nothing. The directories are not synced, so the last entries may be gone.
+//! An entry is one file (see `file.rs`), which one `rename` replaces. Files are synced before they
+//! are renamed: after a power loss, a name leads to the whole file or to nothing. The directories
+//! are not synced, so the latest entries may be gone.
 //!
-//! Room: an entry counts with its length in whole blocks of 4 KiB, plus one block for its
-//! directory. There is no index in memory; the write that finds no room reads the tree, takes the
-//! entries that were not used for longest, and frees a twentieth of `max_bytes` in one go. Use is
-//! kept in the file's modification time, which a read renews when it is over an hour old.
+//! An entry takes its length in whole blocks of 4 KiB, plus one block for its directory. There is
+//! no index in memory: a write that finds no space reads the tree and evicts the entries that were
+//! used least recently, until a twentieth of `max_bytes` is free. The time of last use is the
+//! file's modification time, which a read renews when it is over an hour old.
 
+mod file;
 mod space;
 mod tree;
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -34,39 +32,34 @@ use futures_util::{StreamExt, TryStreamExt};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
+use self::file::{Body, TAIL_BYTES, file_bytes, footer, read_at, read_entry, read_record};
 use self::space::{Reservation, Space};
 use self::tree::{Stage, Tree};
-use super::{Error, Found, Store, Writer, decode_stored, expect_length, length_of};
+use super::{Error, Found, Store, Writer, expect_length, length_of};
 use crate::clock::{Clock, Timestamp};
+use crate::entry::Record;
 use crate::entry::{Key, Source};
-use crate::entry::{MAX_ENCODED_BYTES, Record};
 
-/// Ends every entry; raised when the layout of the file changes.
-const MAGIC: &[u8; 12] = b"afterimage/1";
-const FOOTER_BYTES: usize = 4 + MAGIC.len();
-/// Enough of a file's end to hold every record with its footer.
-const TAIL_BYTES: u64 = (MAX_ENCODED_BYTES + FOOTER_BYTES) as u64;
-/// Files up to this size are read by one call; larger bodies are read in pieces.
-const WHOLE_BYTES: u64 = 1024 * 1024 + TAIL_BYTES;
-const PIECE_BYTES: u64 = 256 * 1024;
-/// Age at which the time of last use is renewed.
+/// Bytes of a body that are read or written by one call.
+const CHUNK_BYTES: u64 = 256 * 1024;
+/// Age at which a read renews the time of last use.
 const TOUCH_SECONDS: u64 = 3600;
 /// Blocking calls at a time, so that a disk that hangs does not take every thread of the runtime.
-/// Writes have their own, because they may wait for room to be made.
+/// Writes have their own number, because they may wait for evictions.
 const CONCURRENT_READS: usize = 64;
 const CONCURRENT_WRITES: usize = 16;
 
 /// Where a [`LocalStore`] keeps its entries, and how many.
 #[derive(Debug, Clone)]
 pub struct LocalConfig {
-    /// The directory; made with mode 0700 when it is absent. Nothing else may be kept in it.
+    /// The directory, which is made with mode 0700 if it is absent. Nothing else may be kept in it.
     pub path: PathBuf,
-    /// The most that all entries together take, in bytes of disk (default 10 GiB).
+    /// The most bytes of disk that all entries together take (default 10 GiB).
     pub max_bytes: u64,
 }
 
 impl LocalConfig {
-    /// 10 GiB: weeks of derivatives for most sites, and little beside an image of a container host.
+    /// 10 GiB: weeks of derivatives for most sites, and little on the disk of a container host.
     pub const DEFAULT_MAX_BYTES: u64 = 10 * 1024 * 1024 * 1024;
 }
 
@@ -82,10 +75,10 @@ pub enum OpenError {
     InUse {
         /// The directory.
         path: PathBuf,
-        /// The process, where it could be read.
+        /// Id of that process, if it could be read.
         owner: Option<u32>,
     },
-    /// It cannot be made or opened.
+    /// The directory cannot be made or opened.
     #[error("cache directory {} cannot be used", path.display())]
     Io {
         /// The directory.
@@ -95,7 +88,7 @@ pub enum OpenError {
     },
 }
 
-/// Keeps each entry as one file. Clones share the directory, which is released with the last.
+/// Keeps each entry as one file. Clones share the directory; the last one releases it.
 #[derive(Debug, Clone)]
 pub struct LocalStore {
     directory: Arc<Directory>,
@@ -110,34 +103,29 @@ struct Directory {
     clock: Clock,
 }
 
-/// A body as it lies in its file.
-enum Body {
-    Whole(Bytes),
-    InFile { file: File, length: u64 },
-}
-
 struct LocalWriter {
     store: LocalStore,
     key: Key,
-    /// Absent only while a blocking call has it, and after that call failed.
+    /// `None` while a blocking call has it, and after that call failed.
     staged: Option<Staged>,
     waiting: Vec<Bytes>,
     waiting_bytes: u64,
     length: u64,
 }
 
-/// A file in the stage with the room that is kept for it.
+/// A file in the stage with the space that is reserved for it.
 struct Staged {
     stage: Stage,
     reservation: Reservation,
 }
 
 impl LocalStore {
-    /// Takes possession of the directory, removes what an earlier process left unfinished, and
-    /// begins to measure in the background how much is in it.
+    /// Locks the directory, removes what an earlier process left unfinished, and begins to measure
+    /// in the background how much is stored.
     ///
     /// # Errors
-    /// [`OpenError::InUse`] when another process has it, [`OpenError::Io`] when it cannot be made.
+    /// [`OpenError::InUse`] when another process owns the directory, [`OpenError::Io`] when it
+    /// cannot be made or opened.
     pub async fn open(config: LocalConfig, clock: Clock) -> Result<Self, OpenError> {
         let LocalConfig { path, max_bytes } = config;
         let root = path.clone();
@@ -208,7 +196,7 @@ impl Store for LocalStore {
                 Body::Whole(bytes) => {
                     stream::iter((!bytes.is_empty()).then_some(Ok(bytes))).boxed()
                 }
-                Body::InFile { file, length } => pieces(Arc::clone(&self.reads), file, length),
+                Body::InFile { file, length } => chunks(Arc::clone(&self.reads), file, length),
             };
             Found { record, body }
         }))
@@ -296,13 +284,13 @@ impl Store for LocalStore {
 }
 
 impl LocalWriter {
-    /// Writes what waits, and `then` does the rest in the same blocking call.
+    /// Writes the chunks that wait, and calls `then` in the same blocking call.
     async fn flush<T: Send + 'static>(
         &mut self,
         then: impl FnOnce(&Directory, Staged) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let Some(mut staged) = self.staged.take() else {
-            return Err(Error::Unavailable("the writer has failed before".into()));
+            return Err(Error::Unavailable("the writer failed earlier".into()));
         };
         let chunks = std::mem::take(&mut self.waiting);
         self.waiting_bytes = 0;
@@ -325,7 +313,7 @@ impl Writer for LocalWriter {
         self.length += chunk.len() as u64;
         self.waiting_bytes += chunk.len() as u64;
         self.waiting.push(chunk);
-        if self.waiting_bytes >= PIECE_BYTES {
+        if self.waiting_bytes >= CHUNK_BYTES {
             let staged = self.flush(|_, staged| Ok(staged)).await?;
             self.staged = Some(staged);
         }
@@ -346,7 +334,7 @@ impl Drop for LocalWriter {
         let Some(staged) = self.staged.take() else {
             return;
         };
-        // Dropping removes the file, which is not for this thread if it is one of the runtime's.
+        // Dropping removes the file, which must not block a thread of the runtime.
         match Handle::try_current() {
             Ok(runtime) => drop(runtime.spawn_blocking(move || drop(staged))),
             Err(_) => drop(staged),
@@ -355,19 +343,19 @@ impl Drop for LocalWriter {
 }
 
 impl Directory {
-    /// The file of an entry and its length; notes that it was used.
+    /// Opens the file of an entry and renews its time of last use. Returns the file and its length.
     fn open(&self, name: &str) -> Result<Option<(File, u64)>, Error> {
         let Some(file) = self.tree.read(name).map_err(by_meaning)? else {
             return Ok(None);
         };
         let metadata = file.metadata().map_err(by_meaning)?;
         if !metadata.is_file() {
-            return Err(Error::Corrupt("entry is not a file".to_owned()));
+            return Err(Error::Corrupt("the entry is not a file".to_owned()));
         }
         let now = self.clock.now();
         let used = metadata.modified().map_err(by_meaning)?;
         if now.seconds_since(Timestamp::from(used)) >= TOUCH_SECONDS {
-            // A use that is not noted costs at worst an early eviction.
+            // If this fails, the entry is at worst evicted early.
             let _ = set_used(&file, now);
         }
         Ok(Some((file, metadata.len())))
@@ -401,8 +389,8 @@ impl Staged {
     }
 }
 
-/// Runs `call` on a blocking thread. A caller that goes away does not stop it, so the permit goes
-/// with it.
+/// Runs `call` on a blocking thread. `call` goes on if the caller goes away, so it holds the
+/// permit.
 async fn blocking<T: Send + 'static>(
     permits: &Arc<Semaphore>,
     call: impl FnOnce() -> Result<T, Error> + Send + 'static,
@@ -420,7 +408,7 @@ async fn blocking<T: Send + 'static>(
     .map_err(|failed| Error::Unavailable(failed.into()))?
 }
 
-/// The only place where an I/O error gets its meaning.
+/// Maps an I/O error to what it means. Nothing else does.
 fn by_meaning(error: io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
@@ -440,89 +428,17 @@ fn by_meaning(error: io::Error) -> Error {
     }
 }
 
-fn file_bytes(body: u64, encoded: &str) -> u64 {
-    body + (encoded.len() + FOOTER_BYTES) as u64
-}
-
-fn footer(encoded: &str) -> Bytes {
-    let length = u32::try_from(encoded.len()).expect("a record has at most MAX_ENCODED_BYTES");
-    let mut end = Vec::with_capacity(encoded.len() + FOOTER_BYTES);
-    end.extend_from_slice(encoded.as_bytes());
-    end.extend_from_slice(&length.to_be_bytes());
-    end.extend_from_slice(MAGIC);
-    end.into()
-}
-
-fn read_record(file: &File, file_length: u64) -> Result<Option<Record>, Error> {
-    let tail = read_at(
-        file,
-        file_length.saturating_sub(TAIL_BYTES),
-        file_length.min(TAIL_BYTES),
-    )?;
-    record_at_end(&tail, file_length)
-}
-
-fn read_entry(file: File, file_length: u64) -> Result<Option<(Record, Body)>, Error> {
-    if file_length > WHOLE_BYTES {
-        return Ok(read_record(&file, file_length)?.map(|record| {
-            let length = record.body.content_length;
-            (record, Body::InFile { file, length })
-        }));
-    }
-    let mut bytes = Bytes::from(read_at(&file, 0, file_length)?);
-    let Some(record) = record_at_end(&bytes, file_length)? else {
-        return Ok(None);
-    };
-    let length = usize::try_from(record.body.content_length).expect("it was read into memory");
-    bytes.truncate(length);
-    Ok(Some((record, Body::Whole(bytes))))
-}
-
-/// The record in `tail`, the last bytes of a file of `file_length`; proves that the file is whole.
-fn record_at_end(tail: &[u8], file_length: u64) -> Result<Option<Record>, Error> {
-    let cut_short = || Error::Corrupt("file has no end".to_owned());
-    let rest = tail.strip_suffix(MAGIC).ok_or_else(cut_short)?;
-    let (rest, length) = rest.split_last_chunk::<4>().ok_or_else(cut_short)?;
-    let start = usize::try_from(u32::from_be_bytes(*length))
-        .ok()
-        .and_then(|length| rest.len().checked_sub(length))
-        .ok_or_else(cut_short)?;
-    let encoded = std::str::from_utf8(&rest[start..])
-        .map_err(|_| Error::Corrupt("record is not text".to_owned()))?;
-    let Some(record) = decode_stored(encoded)? else {
-        return Ok(None);
-    };
-    if Some(file_length)
-        != record
-            .body
-            .content_length
-            .checked_add((encoded.len() + FOOTER_BYTES) as u64)
-    {
-        return Err(Error::Corrupt(
-            "file has not the length of its record".to_owned(),
-        ));
-    }
-    Ok(Some(record))
-}
-
-fn read_at(file: &File, offset: u64, length: u64) -> Result<Vec<u8>, Error> {
-    let length = usize::try_from(length).map_err(|error| Error::TooLarge(error.to_string()))?;
-    let mut bytes = vec![0; length];
-    file.read_exact_at(&mut bytes, offset).map_err(by_meaning)?;
-    Ok(bytes)
-}
-
-fn pieces(reads: Arc<Semaphore>, file: File, length: u64) -> super::BodyStream {
+fn chunks(reads: Arc<Semaphore>, file: File, length: u64) -> super::BodyStream {
     stream::try_unfold((file, 0), move |(file, offset)| {
         let reads = Arc::clone(&reads);
         async move {
             if offset == length {
                 return Ok(None);
             }
-            let end = length.min(offset + PIECE_BYTES);
+            let end = length.min(offset + CHUNK_BYTES);
             blocking(&reads, move || {
-                let piece = Bytes::from(read_at(&file, offset, end - offset)?);
-                Ok(Some((piece, (file, end))))
+                let chunk = Bytes::from(read_at(&file, offset, end - offset)?);
+                Ok(Some((chunk, (file, end))))
             })
             .await
         }

@@ -1,4 +1,4 @@
-//! Entries in memory, for tests and for reading first.
+//! Keeps entries in memory, for tests and trials. Nothing outlives the process.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +12,7 @@ use super::{Error, Found, Store, Writer, expect_length, length_of};
 use crate::entry::Record;
 use crate::entry::{Key, Source};
 
-/// Keeps at most `max_bytes` of bodies; the entry that was written longest ago goes first.
+/// Keeps at most `max_bytes` of bodies, and evicts the entry that was written longest ago first.
 #[derive(Debug, Clone)]
 pub struct MemoryStore {
     max_bytes: u64,
@@ -44,7 +44,7 @@ struct MemoryWriter {
 }
 
 impl MemoryStore {
-    /// An empty store for at most `max_bytes` of bodies.
+    /// Makes an empty store for at most `max_bytes` of bodies.
     pub fn new(max_bytes: u64) -> Self {
         Self {
             max_bytes,
@@ -91,7 +91,7 @@ impl MemoryStore {
             return Ok(());
         }
         Err(Error::TooLarge(format!(
-            "body of {length} bytes, the memory store keeps {}",
+            "the body has {length} bytes, and the memory store keeps at most {}",
             self.max_bytes
         )))
     }

@@ -1,4 +1,4 @@
-//! Deadlines, a circuit breaker and observation around any store.
+//! Puts deadlines, a circuit breaker and observation around any store.
 //!
 //! ```text
 //!            N failures in a row                wait
@@ -9,8 +9,8 @@
 //! ```
 //!
 //! Failures are [`Error::Unavailable`] and [`Error::TimedOut`]; every other answer shows that the
-//! store is there. A `get` has answered when the first piece of its body has come, because servers
-//! send the head before they have the body.
+//! store is there. A `get` counts as answered when the first chunk of its body has come, because
+//! servers send the head before they have the body.
 
 mod breaker;
 
@@ -33,9 +33,11 @@ use crate::entry::{Key, Source};
 /// The bounds that a [`Metered`] store keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// For `head`, and for `get` until its record is there; default 300 ms, because a client waits.
+    /// Deadline of `head`, and of `get` until its record is there; default 300 ms, because a client
+    /// waits.
     pub lookup: Duration,
-    /// For each call that writes or deletes, and for `check`; default 30 s. Nobody waits.
+    /// Deadline of each call that writes or deletes, and of `check`; default 30 s, because no
+    /// client waits.
     pub write: Duration,
     /// Failures in a row that open the breaker; default 5. At least 1.
     pub failures: u32,
@@ -54,12 +56,12 @@ impl Default for Limits {
     }
 }
 
-/// What is told of operations. Called on the hot path: no method may block.
+/// Is told of operations and of the breaker. It is called on the hot path, so no method may block.
 pub trait Observe: Send + Sync + fmt::Debug + 'static {
-    /// An operation has ended.
+    /// Tells that an operation has ended.
     fn operation(&self, operation: Operation, result: OpResult, took: Duration);
 
-    /// The breaker has changed its state.
+    /// Tells that the breaker has changed its state.
     fn breaker(&self, state: BreakerState);
 }
 
@@ -73,7 +75,7 @@ impl Observe for Unobserved {
     fn breaker(&self, _: BreakerState) {}
 }
 
-/// What was asked of a store.
+/// The operations of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Operation {
     /// [`Store::head`].
@@ -170,7 +172,7 @@ impl OpResult {
         }
     }
 
-    /// Whether it says that the store is not there.
+    /// Whether the result says that the store is not there.
     fn is_failure(self) -> bool {
         match self {
             Self::Unavailable | Self::TimedOut => true,
@@ -185,7 +187,8 @@ impl OpResult {
     }
 }
 
-/// A store that answers within its deadlines, and at once while the one inside is not there.
+/// A store around a store that answers within its deadlines, and at once while the inner one is not
+/// there.
 #[derive(Debug, Clone)]
 pub struct Metered {
     inner: Arc<dyn Store>,
@@ -201,7 +204,7 @@ struct MeteredWriter {
     observe: Arc<dyn Observe>,
 }
 
-/// Tells of an operation when it ends, in whatever way.
+/// Tells of an operation when it is dropped, however the operation ended.
 struct Observed {
     observe: Arc<dyn Observe>,
     operation: Operation,
@@ -210,7 +213,7 @@ struct Observed {
 }
 
 impl Metered {
-    /// Puts `inner` behind `limits`, and tells `observe` of it.
+    /// Puts `inner` behind `limits`, and tells `observe` of its operations.
     pub fn new(inner: Arc<dyn Store>, limits: Limits, observe: Arc<dyn Observe>) -> Self {
         Self {
             inner,
@@ -224,8 +227,8 @@ impl Metered {
         }
     }
 
-    /// Runs one operation that the breaker admits, within a deadline. What it was admitted by goes
-    /// back with the answer if that is not yet the last word.
+    /// Runs one operation within a deadline, if the breaker admits it. A success returns the
+    /// admission, too: the caller tells the breaker whether the store answered.
     async fn run<T>(
         &self,
         operation: Operation,
@@ -252,7 +255,7 @@ impl Metered {
         }
     }
 
-    /// [`Metered::run`] for operations whose answer is the last word.
+    /// Runs one operation like [`Metered::run`], and tells the breaker that the store answered.
     async fn settle<T>(
         &self,
         operation: Operation,
@@ -265,9 +268,9 @@ impl Metered {
         Ok(value)
     }
 
-    /// Watches a body to its end. The first piece says that the store is there, and is waited for as
-    /// long as there is `patience`; any error after it counts against the store again.
-    fn watch(&self, body: BodyStream, admitted: Admitted, patience: Duration) -> BodyStream {
+    /// Watches a body to its end. The first chunk must come within `remaining` and shows that the
+    /// store is there; a later error counts as another failure of the store.
+    fn watch(&self, body: BodyStream, admitted: Admitted, remaining: Duration) -> BodyStream {
         let observed = Observed::start(&self.observe, Operation::Body);
         let breaker = Arc::clone(&self.breaker);
         let state = Some((body, Some(admitted), observed));
@@ -275,22 +278,22 @@ impl Metered {
             let breaker = Arc::clone(&breaker);
             async move {
                 let (mut body, mut admitted, mut observed) = state?;
-                let piece = if admitted.is_some() {
+                let chunk = if admitted.is_some() {
                     let first = async { body.next().await.transpose() };
-                    within(patience, first).await.transpose()
+                    within(remaining, first).await.transpose()
                 } else {
                     body.next().await
                 };
-                let is_there = match &piece {
+                let is_there = match &chunk {
                     None => {
                         observed.result = OpResult::Done;
                         true
                     }
                     Some(Ok(_)) => true,
                     Some(Err(_)) => {
-                        observed.result = piece
+                        observed.result = chunk
                             .as_ref()
-                            .map_or(OpResult::Done, |piece| OpResult::of(piece, |_| false));
+                            .map_or(OpResult::Done, |chunk| OpResult::of(chunk, |_| false));
                         !observed.result.is_failure()
                     }
                 };
@@ -299,7 +302,7 @@ impl Metered {
                     None if is_there => {}
                     None => breaker.failed(),
                 }
-                match piece {
+                match chunk {
                     None => None,
                     Some(Err(error)) => Some((Err(error), None)),
                     Some(Ok(bytes)) => Some((Ok(bytes), Some((body, None, observed)))),
@@ -329,8 +332,8 @@ impl Store for Metered {
             admitted.answered(true);
             return Ok(None);
         };
-        let patience = self.limits.lookup.saturating_sub(since.elapsed());
-        let body = self.watch(body, admitted, patience);
+        let remaining = self.limits.lookup.saturating_sub(since.elapsed());
+        let body = self.watch(body, admitted, remaining);
         Ok(Some(Found { record, body }))
     }
 
@@ -373,8 +376,8 @@ impl Store for Metered {
             .await
     }
 
-    /// Asks the store also while the breaker is open, and does not count for it: whoever asks wants
-    /// the truth.
+    /// Asks the store even while the breaker is open, and does not count for the breaker: the
+    /// caller wants the state of the store itself.
     async fn check(&self) -> Result<(), Error> {
         let mut observed = Observed::start(&self.observe, Operation::Check);
         let result = within(self.limits.write, self.inner.check()).await;

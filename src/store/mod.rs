@@ -1,10 +1,9 @@
-//! Where entries are kept.
+//! Keeps entries.
 //!
-//! A [`Store`] maps a [`Key`] to a [`Record`] and a body. A put is all or nothing: until it has
-//! returned `Ok`, readers see the entry that was there before, or none; afterwards they see the new
-//! one. The last writer wins. A store never judges freshness or identity: whether an entry is for
-//! the key and whether the body is whole is proved by the reader, with [`Record::is_for`] and
-//! [`read_whole`].
+//! A [`Store`] maps a [`Key`] to a [`Record`] and a body. A put is all or nothing: until it returns
+//! `Ok`, readers see the earlier entry, or none; afterwards they see the new one. The last writer
+//! wins. A store never judges freshness or identity: the reader proves that an entry is for its key
+//! and that its body is whole, with [`Record::is_for`] and [`read_whole`].
 
 mod faulty;
 mod limited;
@@ -33,52 +32,52 @@ pub use self::metered::{
 };
 pub use self::s3::{S3Config, S3ConfigError, S3Store, S3Timeouts};
 
-/// A stored body on its way out, in chunks of any size. An error ends it; the end without an error
+/// A stored body as it is read, in chunks of any size. An error ends it; an end without an error
 /// proves nothing about its length.
 pub type BodyStream = BoxStream<'static, Result<Bytes, Error>>;
 
 /// Keeps entries. Implementations are shared by every request and bound their own resources.
 #[async_trait]
 pub trait Store: Send + Sync + fmt::Debug + 'static {
-    /// The record alone, for requests that need no body. Absent is `Ok(None)`, and so is an entry
-    /// of a format version that this build does not read.
+    /// Reads only the record, for requests that need no body. `Ok(None)` means that the entry is
+    /// absent, or of a format version that this build does not read.
     ///
     /// # Errors
     /// As [`Store::get`].
     async fn head(&self, key: &Key) -> Result<Option<Record>, Error>;
 
-    /// The entry with its body. Absent is `Ok(None)`, as with [`Store::head`].
+    /// Reads the entry with its body. `Ok(None)` means what it does for [`Store::head`].
     ///
     /// # Errors
-    /// [`Error::Corrupt`] when there is something under the key that is no entry, or whose length
-    /// is not the record's.
+    /// [`Error::Corrupt`] when what is under the key is no entry, or its length is not the
+    /// record's.
     async fn get(&self, key: &Key) -> Result<Option<Found>, Error>;
 
     /// Stores a whole body that is held in memory, given as the chunks it arrived in.
     ///
     /// # Errors
-    /// [`Error::TooLarge`] when the record or the body is more than the store keeps;
-    /// [`Error::Corrupt`] when the body has not the record's length. After any other error the entry
-    /// may be the old one or the new one, whole in either case.
+    /// [`Error::TooLarge`] when the record or the body is larger than the store keeps;
+    /// [`Error::Corrupt`] when the body does not have the record's length. After any other error,
+    /// the key has the old entry or the new one, whole in either case.
     async fn put(&self, key: &Key, record: &Record, body: &[Bytes]) -> Result<(), Error>;
 
-    /// Begins an entry whose body will come in chunks, for bodies too large to be held.
-    /// `draft` is the record as far as it is known: its body proof is not used.
+    /// Begins an entry whose body comes in chunks, for bodies too large to be held. `draft` is the
+    /// record without a body proof: that field is not used.
     async fn begin(&self, key: &Key, draft: &Record) -> Result<Box<dyn Writer>, Error>;
 
-    /// Gives an existing entry a new record with the same body. `Ok(false)` when it is absent, or
-    /// when its body is no longer the one that `record` proves.
+    /// Gives an existing entry a new record for the same body. `Ok(false)` means that the entry is
+    /// absent, or that its body is no longer the one that `record` proves.
     async fn replace_record(&self, key: &Key, record: &Record) -> Result<bool, Error>;
 
-    /// Removes the entry; absent is no error.
+    /// Removes the entry. It is no error if it is absent.
     async fn delete(&self, key: &Key) -> Result<(), Error>;
 
-    /// Removes every entry of a source, and gives their number; none is no error. An entry that is
-    /// written meanwhile may survive. So may entries after an error, and when a caller goes away:
-    /// what was removed until then stays removed, and the next call goes on.
+    /// Removes every entry of a source and returns their number. It is no error if there are none.
+    /// An entry that is written meanwhile may survive. After an error, or if the caller goes away,
+    /// some entries remain, and the next call removes them.
     async fn delete_source(&self, source: &Source) -> Result<u64, Error>;
 
-    /// Whether the store can be used now: reachable, and the credentials are good.
+    /// Checks that the store can be used now: it is reachable and accepts the credentials.
     async fn check(&self) -> Result<(), Error>;
 }
 
@@ -86,8 +85,9 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
 /// now or later.
 #[async_trait]
 pub trait Writer: Send {
-    /// Takes the next bytes of the body, and tells how many bytes of it are held now: neither in the store nor
-    /// the operating system's. After an error only dropping the writer makes sense.
+    /// Takes the next bytes of the body. Returns how many bytes are held in memory now, given
+    /// neither to the store nor to the operating system. After an error, the writer can only be
+    /// dropped.
     async fn append(&mut self, chunk: Bytes) -> Result<u64, Error>;
 
     /// Makes the entry readable under its key, with this record. The caller has verified the bytes.
@@ -113,22 +113,22 @@ impl fmt::Debug for Found {
     }
 }
 
-/// What went wrong, by what it means for the caller.
+/// Why an operation failed, by what that means for the caller.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Not reachable, or reachable and not able to answer.
+    /// The store is not reachable, or not able to answer.
     #[error("store is unavailable")]
     Unavailable(#[source] Cause),
-    /// No answer within the deadline.
+    /// The store did not answer within the deadline.
     #[error("store did not answer in time")]
     TimedOut,
-    /// Credentials, permissions or a quota.
+    /// The store refused because of credentials, permissions or a quota.
     #[error("store denied the request")]
     Denied(#[source] Cause),
-    /// There is something, but it is not a whole entry.
+    /// What is stored is not a whole entry.
     #[error("stored entry is corrupt: {0}")]
     Corrupt(String),
-    /// More than the store keeps: record, body or space.
+    /// The record or the body is too large, or no space is left.
     #[error("too large to be stored: {0}")]
     TooLarge(String),
 }
@@ -142,18 +142,18 @@ impl From<RecordTooLarge> for Error {
     }
 }
 
-/// The last check before a body becomes an entry.
+/// Compares a body's length with its record, just before the body becomes an entry.
 fn expect_length(record: &Record, length: u64) -> Result<(), Error> {
     let expected = record.body.content_length;
     if length == expected {
         return Ok(());
     }
     Err(Error::Corrupt(format!(
-        "body to be stored has {length} bytes, its record says {expected}"
+        "the body has {length} bytes, but its record says {expected}"
     )))
 }
 
-/// What a stored record is to a reader: nothing, if only another version can read it.
+/// Decodes a stored record; `Ok(None)` if only another version can read it.
 fn decode_stored(encoded: &str) -> Result<Option<Record>, Error> {
     match Record::decode(encoded) {
         Ok(record) => Ok(Some(record)),
@@ -162,7 +162,7 @@ fn decode_stored(encoded: &str) -> Result<Option<Record>, Error> {
     }
 }
 
-/// Bytes in a body that is held as chunks.
+/// Length in bytes of a body that is held as chunks.
 fn length_of(chunks: &[Bytes]) -> u64 {
     chunks.iter().map(|chunk| chunk.len() as u64).sum()
 }
@@ -170,7 +170,7 @@ fn length_of(chunks: &[Bytes]) -> u64 {
 /// Reads a body to its end and proves it against its record.
 ///
 /// # Errors
-/// The stream's own, or [`Error::Corrupt`] when length or checksum disagree.
+/// Those of the stream; [`Error::Corrupt`] when the length or the checksum differs.
 pub async fn read_whole(record: &Record, mut body: BodyStream) -> Result<Bytes, Error> {
     let mut checksum = BodyChecksum::new();
     let mut first: Option<Bytes> = None;
@@ -179,7 +179,9 @@ pub async fn read_whole(record: &Record, mut body: BodyStream) -> Result<Bytes, 
         let chunk = chunk?;
         checksum.update(&chunk);
         if checksum.length() > record.body.content_length {
-            return Err(Error::Corrupt("body is longer than its record".to_owned()));
+            return Err(Error::Corrupt(
+                "the body is longer than its record says".to_owned(),
+            ));
         }
         match &first {
             None => first = Some(chunk),
@@ -194,7 +196,7 @@ pub async fn read_whole(record: &Record, mut body: BodyStream) -> Result<Bytes, 
     }
     if !record.body.holds_for(&checksum) {
         return Err(Error::Corrupt(
-            "body is not the one that was stored".to_owned(),
+            "the body is not the one that was stored".to_owned(),
         ));
     }
     Ok(if rest.is_empty() {
@@ -204,7 +206,7 @@ pub async fn read_whole(record: &Record, mut body: BodyStream) -> Result<Bytes, 
     })
 }
 
-/// An error with its causes, for one log line.
+/// Displays an error with its causes, for one log line.
 #[derive(Debug)]
 pub struct Causes<'a>(pub &'a Error);
 

@@ -1,7 +1,7 @@
-//! Log lines on their way to standard error.
+//! Writes log lines to standard error, several at a time.
 //!
-//! A write for each request costs as much as the rest of its line. So lines are gathered for a moment;
-//! warnings go out at once, with all that was said before.
+//! A write for each request costs as much as the rest of its line. So lines are buffered for a
+//! moment. A warning is written at once, after all lines before it.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -11,51 +11,51 @@ use std::time::Duration;
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 
-/// How long a line may be kept.
-const GATHERED_FOR: Duration = Duration::from_millis(50);
+/// How long a line may be buffered.
+const BUFFERED_FOR: Duration = Duration::from_millis(50);
 
-/// As soon as there is so much, it goes out.
-const GATHERED_BYTES: usize = 64 * 1024;
+/// A buffer with so many bytes is written at once.
+const BUFFER_BYTES: usize = 64 * 1024;
 
-/// Gathers lines. Clones share what is gathered.
+/// Buffers lines. Clones share the buffer.
 #[derive(Debug, Clone, Default)]
 pub(super) struct LogWriter {
-    gathering: Arc<Gathering>,
+    buffer: Arc<Buffer>,
 }
 
 #[derive(Debug, Default)]
-struct Gathering {
+struct Buffer {
     lines: Mutex<Vec<u8>>,
-    /// There is a first line.
+    /// Tells that the buffer has a first line.
     has_lines: Condvar,
 }
 
-/// Writes out what is left when it is dropped.
+/// Writes the lines that are left when it is dropped.
 #[derive(Debug)]
 #[must_use = "lines that are still kept are lost without it"]
 pub struct Flush(LogWriter);
 
 impl LogWriter {
-    /// Writes out, from now on, what is gathered.
+    /// Starts the thread that writes the buffered lines.
     ///
     /// # Errors
     /// When no thread can be started.
     pub(super) fn start(&self) -> io::Result<Flush> {
-        let gathering = Arc::clone(&self.gathering);
+        let buffer = Arc::clone(&self.buffer);
         thread::Builder::new()
             .name("log".to_owned())
             .spawn(move || {
                 loop {
-                    gathering.wait();
-                    thread::sleep(GATHERED_FOR);
-                    gathering.write_out(&mut gathering.lock());
+                    buffer.wait();
+                    thread::sleep(BUFFERED_FOR);
+                    buffer.write_out(&mut buffer.lock());
                 }
             })?;
         Ok(Flush(self.clone()))
     }
 }
 
-impl Gathering {
+impl Buffer {
     fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -68,9 +68,10 @@ impl Gathering {
         drop(lines.unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Others wait meanwhile, so that lines stay in order and memory is bounded.
+    /// Writes the lines under the lock: other threads wait, so that lines stay in order and memory
+    /// is bounded.
     fn write_out(&self, lines: &mut Vec<u8>) {
-        // There is nobody to be told that standard error is gone.
+        // Nobody can be told that standard error is gone.
         let _ = io::stderr().write_all(lines);
         lines.clear();
     }
@@ -78,15 +79,15 @@ impl Gathering {
 
 impl Drop for Flush {
     fn drop(&mut self) {
-        let gathering = &self.0.gathering;
-        gathering.write_out(&mut gathering.lock());
+        let buffer = &self.0.buffer;
+        buffer.write_out(&mut buffer.lock());
     }
 }
 
 /// Takes one line.
 #[derive(Debug)]
 pub(super) struct Line<'a> {
-    gathering: &'a Gathering,
+    buffer: &'a Buffer,
     is_urgent: bool,
 }
 
@@ -95,14 +96,14 @@ impl<'a> MakeWriter<'a> for LogWriter {
 
     fn make_writer(&'a self) -> Line<'a> {
         Line {
-            gathering: &self.gathering,
+            buffer: &self.buffer,
             is_urgent: true,
         }
     }
 
     fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> Line<'a> {
         Line {
-            gathering: &self.gathering,
+            buffer: &self.buffer,
             is_urgent: *metadata.level() <= Level::WARN,
         }
     }
@@ -110,13 +111,13 @@ impl<'a> MakeWriter<'a> for LogWriter {
 
 impl Write for Line<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut lines = self.gathering.lock();
+        let mut lines = self.buffer.lock();
         let is_first = lines.is_empty();
         lines.extend_from_slice(bytes);
-        if self.is_urgent || lines.len() >= GATHERED_BYTES {
-            self.gathering.write_out(&mut lines);
+        if self.is_urgent || lines.len() >= BUFFER_BYTES {
+            self.buffer.write_out(&mut lines);
         } else if is_first {
-            self.gathering.has_lines.notify_one();
+            self.buffer.has_lines.notify_one();
         }
         Ok(bytes.len())
     }

@@ -1,7 +1,7 @@
-//! Where metrics are declared: each by the component that counts it, once.
+//! Declares and encodes metrics. The component that counts a metric declares it here, once.
 //!
-//! Names get the prefix `afterimage_`. Label values are enums, or the names of policies, which the
-//! configuration bounds.
+//! Names get the prefix `afterimage_`. The values of labels are enums or names of policies, so that
+//! the configuration bounds their number.
 
 use std::fmt;
 use std::hash::Hash;
@@ -19,14 +19,14 @@ use prometheus_client::registry::{Registry, Unit};
 #[derive(Debug, Clone)]
 pub struct Metrics(Arc<Mutex<Registry>>);
 
-/// Label of what went on for several reasons.
+/// The label of events that have several reasons.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ReasonLabel {
     /// One word.
     pub reason: &'static str,
 }
 
-/// Label of what ends in several ways.
+/// The label of events that end in several ways.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ResultLabel {
     /// One word.
@@ -44,7 +44,7 @@ fn histogram() -> Histogram {
 }
 
 impl Metrics {
-    /// No metric yet.
+    /// Makes an empty set of metrics.
     #[expect(
         clippy::new_without_default,
         reason = "metrics are made once, on purpose"
@@ -98,7 +98,7 @@ impl Metrics {
         family
     }
 
-    /// Declares a number that `read` gives at each scrape.
+    /// Declares a number that `read` returns at each scrape.
     pub fn observed(
         &self,
         name: &'static str,
@@ -115,7 +115,7 @@ impl Metrics {
         }));
     }
 
-    /// Everything in the OpenMetrics text format.
+    /// Encodes all metrics in the OpenMetrics text format.
     pub fn encode(&self) -> String {
         let mut page = String::new();
         text::encode(&mut page, &self.lock()).expect("writing to a string does not fail");
@@ -127,7 +127,7 @@ impl Metrics {
     }
 }
 
-/// What labels have to be.
+/// What a set of labels must implement.
 pub trait Labels: Clone + fmt::Debug + Eq + Hash + EncodeLabelSet + Send + Sync + 'static {}
 
 impl<L: Clone + fmt::Debug + Eq + Hash + EncodeLabelSet + Send + Sync + 'static> Labels for L {}
@@ -156,12 +156,12 @@ impl Collector for Observed {
     }
 }
 
-/// One more in a gauge, until it is dropped.
+/// Counts one more in a gauge until it is dropped.
 #[derive(Debug)]
 pub struct GaugeGuard(Gauge);
 
 impl GaugeGuard {
-    /// One more in `gauge` from now on.
+    /// Adds one to `gauge`.
     pub fn of(gauge: &Gauge) -> Self {
         gauge.inc();
         Self(gauge.clone())

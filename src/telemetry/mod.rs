@@ -1,4 +1,4 @@
-//! What an operator sees: log lines, metrics, and the admin pages.
+//! Writes log lines and keeps metrics. The admin pages, which show the metrics, are in `server/`.
 
 mod log_writer;
 pub mod metrics;
@@ -15,7 +15,7 @@ pub use self::metrics::Metrics;
 #[cfg_attr(test, derive(serde::Serialize, schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     #[default]
     Text,
     /// One JSON object per line.
@@ -25,7 +25,7 @@ pub enum LogFormat {
 /// Sends log lines to standard error. `filter` is a level or a list of `target=level`.
 ///
 /// # Errors
-/// A filter that cannot be read, or no thread can be started.
+/// When the filter cannot be read, or no thread can be started.
 pub fn init(format: LogFormat, filter: &str) -> Result<Flush, String> {
     let filter = EnvFilter::try_new(filter).map_err(|error| format!("log.filter: {error}"))?;
     let lines = LogWriter::default();

@@ -1,4 +1,5 @@
-//! Envoy's messages to HTTP and back; pure conversions.
+//! Converts Envoy's messages to HTTP heads, and answers to Envoy's messages. The conversions are
+//! pure.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use envoy_types::pb::google::protobuf::Duration as DurationPb;
 use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
+use super::field;
 use super::request::{HttpHeaders, MessagePart, ProcessingRequest, Struct};
 use super::response::EncodedResponse;
 use crate::policy::{Forward, Provenance, RequestHead, ResponseHead};
@@ -31,49 +33,14 @@ const FILTER: &str = "envoy.filters.http.ext_proc";
 /// Dynamic metadata namespace.
 const NAMESPACE: &str = "afterimage";
 
-/// Most heads have no more fields; with as many a map has the smallest of its sizes that holds them.
+/// Fields that a map of a head has room for at first. Most heads have no more.
 const EXPECTED_FIELDS: usize = 12;
-
-/// Numbers of the fields that we write ourselves, by the message that they are in.
-mod field {
-    /// `envoy.service.ext_proc.v3.ProcessingResponse`
-    pub(super) const IMMEDIATE_RESPONSE: u32 = 7;
-    pub(super) const DYNAMIC_METADATA: u32 = 8;
-
-    /// `envoy.service.ext_proc.v3.ImmediateResponse`
-    pub(super) mod immediate_response {
-        pub(in super::super) const STATUS: u32 = 1;
-        pub(in super::super) const HEADERS: u32 = 2;
-        pub(in super::super) const DETAILS: u32 = 5;
-    }
-
-    /// `envoy.type.v3.HttpStatus`
-    pub(super) const CODE: u32 = 1;
-
-    /// `envoy.service.ext_proc.v3.HeaderMutation`
-    pub(super) const SET_HEADERS: u32 = 1;
-
-    /// `envoy.config.core.v3.HeaderValueOption`
-    pub(super) const HEADER: u32 = 1;
-    pub(super) const APPEND_ACTION: u32 = 3;
-
-    /// `envoy.config.core.v3.HeaderValue`, and the entries of a map
-    pub(super) const KEY: u32 = 1;
-    pub(super) const RAW_VALUE: u32 = 3;
-    pub(super) const VALUE: u32 = 2;
-
-    /// `google.protobuf.Struct`
-    pub(super) const FIELDS: u32 = 1;
-
-    /// `google.protobuf.Value`
-    pub(super) const STRING_VALUE: u32 = 3;
-    pub(super) const STRUCT_VALUE: u32 = 5;
-}
 
 /// A message, by what it says.
 #[derive(Debug)]
 pub(crate) enum Message {
-    /// Head of the request, and what the route says about itself.
+    /// Head of the request, and what the route says about itself. The head is `None` when it cannot
+    /// be read.
     Request(Option<RequestHead>, RouteAttributes),
     /// Head of the response; `None` when it has no valid status.
     Response(Option<ResponseHead>),
@@ -85,7 +52,7 @@ pub(crate) enum Message {
     Other(Phase),
 }
 
-/// The phases of the conversation, for answers that change nothing.
+/// The phases of the conversation, which an answer must repeat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
     RequestHeaders,
@@ -97,7 +64,7 @@ pub(crate) enum Phase {
 }
 
 impl Message {
-    /// Which message of Envoy's it is.
+    /// The phase that the message belongs to.
     pub(crate) fn phase(&self) -> Phase {
         match self {
             Self::Request(..) => Phase::RequestHeaders,
@@ -148,7 +115,7 @@ pub(crate) fn read(message: ProcessingRequest) -> Option<Message> {
     })
 }
 
-/// Sends the message on as it is.
+/// Answers that the message goes on unchanged.
 pub(crate) fn pass(phase: Phase) -> EncodedResponse {
     let headers = pb::HeadersResponse::default();
     let body = pb::BodyResponse::default();
@@ -163,7 +130,7 @@ pub(crate) fn pass(phase: Phase) -> EncodedResponse {
     })
 }
 
-/// Sends the request on as it is, and asks for nothing more of this exchange.
+/// Forwards the request unchanged, and asks for nothing more of this exchange.
 pub(crate) fn bypass() -> EncodedResponse {
     let response = Response::RequestHeaders(pb::HeadersResponse::default());
     EncodedResponse::new(&ProcessingResponse {
@@ -172,8 +139,8 @@ pub(crate) fn bypass() -> EncodedResponse {
     })
 }
 
-/// Sends the request on with this header by the route that it selects then, and asks for nothing more of
-/// this exchange.
+/// Forwards the request with this header, by the route that it selects then, and asks for nothing
+/// more of this exchange.
 pub(crate) fn hand_over(name: &HeaderName, ticket: &HeaderValue) -> EncodedResponse {
     let mutation = pb::HeaderMutation {
         set_headers: vec![header_option(
@@ -195,7 +162,7 @@ pub(crate) fn hand_over(name: &HeaderName, ticket: &HeaderValue) -> EncodedRespo
     })
 }
 
-/// Sends the request on with these changes, and asks for the response's head.
+/// Forwards the request with these changes, and asks for the response's head.
 pub(crate) fn forward(changes: &Forward) -> EncodedResponse {
     let mutation = pb::HeaderMutation {
         set_headers: changes
@@ -225,7 +192,7 @@ pub(crate) fn forward(changes: &Forward) -> EncodedResponse {
     }))
 }
 
-/// Asks for as much time for the answer to this message. Works once for a message.
+/// Asks Envoy to wait for `time` for the answer to this message. It works once for a message.
 pub(crate) fn wait(time: Duration) -> EncodedResponse {
     EncodedResponse::new(&ProcessingResponse {
         override_message_timeout: Some(DurationPb {
@@ -237,7 +204,7 @@ pub(crate) fn wait(time: Duration) -> EncodedResponse {
     })
 }
 
-/// Sends the response on, changed; its body is shown if `wants_body`.
+/// Passes the response on with changes, and asks for its body if `wants_body`.
 pub(crate) fn respond(passed: &Passed, wants_body: bool) -> EncodedResponse {
     let mutation = pb::HeaderMutation {
         set_headers: [
@@ -262,7 +229,7 @@ pub(crate) fn respond(passed: &Passed, wants_body: bool) -> EncodedResponse {
     };
     let mode = if wants_body {
         ProcessingMode {
-            // Without them a response that has trailers would never seem to end.
+            // Without its trailers, a response that has some would never seem to end.
             response_trailer_mode: HeaderSendMode::Send.into(),
             ..mode(HeaderSendMode::Default, BodySendMode::Streamed)
         }
@@ -280,7 +247,7 @@ pub(crate) fn respond(passed: &Passed, wants_body: bool) -> EncodedResponse {
     })
 }
 
-/// A whole answer in one message. Envoy sets `content-length`.
+/// Makes a whole answer in one message. Envoy sets `content-length`.
 pub(crate) fn immediate(
     status: StatusCode,
     headers: &HeaderMap,
@@ -310,7 +277,8 @@ pub(crate) fn immediate(
     answer
 }
 
-/// The first message of a streamed answer of `length` bytes, the only one if `is_end`.
+/// Makes the first message of a streamed answer of `length` bytes, which is the only one if
+/// `is_end`.
 pub(crate) fn streamed_head(
     status: StatusCode,
     headers: &HeaderMap,
@@ -341,7 +309,7 @@ pub(crate) fn streamed_head(
     })))
 }
 
-/// The next bytes of a streamed answer.
+/// Makes the message with the next bytes of a streamed answer.
 pub(crate) fn streamed_body(bytes: Bytes, is_end: bool) -> EncodedResponse {
     let response = streamed(Streamed::BodyResponse(pb::StreamedBodyResponse {
         end_of_stream: is_end,
@@ -425,14 +393,14 @@ fn header_option(
     }
 }
 
-/// The field lines of one name. They are to become one value (RFC 9110 section 5.3), since Envoy keeps
-/// only the last.
+/// The field lines of one name. They must be joined to one value (RFC 9110 section 5.3), because
+/// Envoy keeps only the last.
 fn values<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
     headers.get_all(name).iter().map(HeaderValue::as_bytes)
 }
 
-/// A head's pseudo-fields and fields; `None` where it cannot be read. A field that HTTP forbids is left
-/// out.
+/// Reads the pseudo-fields and fields of a head; `None` if it cannot be read. A field that HTTP
+/// forbids is left out.
 fn fields(headers: HttpHeaders) -> Option<(Pseudo, HeaderMap)> {
     let mut pseudo = Pseudo::default();
     let mut map = HeaderMap::with_capacity(EXPECTED_FIELDS);
@@ -470,7 +438,7 @@ struct Pseudo {
     status: Bytes,
 }
 
-/// `None` without a method: never taken for a GET.
+/// Reads a request's head; `None` without a method, which is never taken for GET.
 fn request_head(headers: HttpHeaders, peer: Option<IpAddr>) -> Option<RequestHead> {
     let has_body = !headers.end_of_stream;
     let (pseudo, headers) = fields(headers)?;
@@ -484,7 +452,7 @@ fn request_head(headers: HttpHeaders, peer: Option<IpAddr>) -> Option<RequestHea
     })
 }
 
-/// Envoy writes addresses with their ports.
+/// Reads an address, which Envoy writes with its port.
 fn address(text: &str) -> Option<IpAddr> {
     let socket: SocketAddr = text.parse().ok()?;
     Some(socket.ip())
@@ -506,170 +474,4 @@ fn response_head(headers: HttpHeaders, attributes: &Struct) -> Option<ResponseHe
 }
 
 #[cfg(test)]
-mod tests {
-    use envoy_types::pb::envoy::r#type::v3::HttpStatus;
-    use envoy_types::pb::google::protobuf as google;
-    use prost::Message as _;
-
-    use super::super::request as incoming;
-    use super::*;
-
-    fn head(pairs: &[(&str, &[u8])], end_of_stream: bool) -> HttpHeaders {
-        let sent = pb::HttpHeaders {
-            headers: Some(core::HeaderMap {
-                headers: pairs
-                    .iter()
-                    .map(|&(key, value)| core::HeaderValue {
-                        key: key.to_owned(),
-                        raw_value: value.to_vec(),
-                        ..core::HeaderValue::default()
-                    })
-                    .collect(),
-            }),
-            end_of_stream,
-            ..pb::HttpHeaders::default()
-        };
-        HttpHeaders::decode(&*sent.encode_to_vec()).unwrap()
-    }
-
-    #[test]
-    fn a_request_without_a_method_is_no_request() {
-        assert!(request_head(head(&[(":path", b"/a")], true), None).is_none());
-    }
-
-    #[test]
-    fn values_that_are_not_utf_8_pass_unchanged() {
-        let head = request_head(
-            head(
-                &[(":method", b"GET"), (":path", b"/\xff"), ("x", b"\xe4")],
-                true,
-            ),
-            None,
-        )
-        .unwrap();
-        assert_eq!(head.path.as_ref(), b"/\xff");
-        assert_eq!(head.headers["x"].as_bytes(), b"\xe4");
-    }
-
-    #[test]
-    fn only_via_upstream_counts_as_the_upstream_s() {
-        let attributes = |details: &'static str| Struct {
-            fields: vec![incoming::Field {
-                name: "response.code_details".into(),
-                value: Some(incoming::Value {
-                    string_value: Some(details.into()),
-                }),
-            }],
-        };
-        let provenance = |attributes: &Struct| {
-            response_head(head(&[(":status", b"200")], false), attributes)
-                .unwrap()
-                .provenance
-        };
-        assert_eq!(
-            provenance(&attributes("via_upstream")),
-            Provenance::Upstream
-        );
-        assert_eq!(
-            provenance(&attributes("direct_response")),
-            Provenance::Local
-        );
-        assert_eq!(provenance(&Struct::default()), Provenance::Unknown);
-    }
-
-    /// What Envoy reads.
-    fn sent(answer: EncodedResponse) -> ProcessingResponse {
-        let sent = answer.into_pieces().unwrap().into_iter().flatten();
-        let sent: Vec<u8> = sent.skip(5).collect();
-        ProcessingResponse::decode(&*sent).unwrap()
-    }
-
-    fn headers() -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        headers.append("link", HeaderValue::from_static("<a>"));
-        headers.append("link", HeaderValue::from_static("<b>"));
-        headers.append("age", HeaderValue::from_static("7"));
-        headers
-    }
-
-    /// Repeated fields are joined because Envoy keeps the last.
-    #[test]
-    fn a_hit_is_read_as_it_is_meant() {
-        let option = |(name, value): (&str, &[u8])| {
-            let action = HeaderAppendAction::OverwriteIfExistsOrAdd;
-            header_option(name, value.to_vec(), action)
-        };
-        let fields = [("link", &b"<a>, <b>"[..]), ("age", b"7")];
-        let meant = pb::ImmediateResponse {
-            status: Some(HttpStatus { code: 206 }),
-            headers: Some(pb::HeaderMutation {
-                set_headers: fields.map(option).into(),
-                remove_headers: Vec::new(),
-            }),
-            body: b"image".to_vec(),
-            grpc_status: None,
-            details: "afterimage_hit".to_owned(),
-        };
-        let read = sent(immediate(
-            StatusCode::PARTIAL_CONTENT,
-            &headers(),
-            vec![Bytes::from_static(b"image")],
-        ));
-        assert_eq!(read, message(Response::ImmediateResponse(meant)));
-
-        let read = sent(streamed_head(
-            StatusCode::PARTIAL_CONTENT,
-            &headers(),
-            5,
-            false,
-        ));
-        let Some(Response::StreamedImmediateResponse(read)) = read.response else {
-            panic!("{read:?}")
-        };
-        let Some(Streamed::HeadersResponse(head)) = read.response else {
-            panic!("{read:?}")
-        };
-        let fields: Vec<_> = head
-            .headers
-            .unwrap()
-            .headers
-            .into_iter()
-            .map(|field| (field.key, String::from_utf8(field.raw_value).unwrap()))
-            .collect();
-        let expected = [
-            (":status", "206"),
-            ("content-length", "5"),
-            ("link", "<a>, <b>"),
-            ("age", "7"),
-        ];
-        assert_eq!(fields, expected.map(|(a, b)| (a.to_owned(), b.to_owned())));
-    }
-
-    #[test]
-    fn our_words_are_read_beside_whatever_the_answer_says() {
-        let text = |text: &str| google::Value {
-            kind: Some(google::value::Kind::StringValue(text.to_owned())),
-        };
-        let words = google::Struct {
-            fields: [("policy", "p"), ("outcome", "hit"), ("reason", "")]
-                .map(|(name, word)| (name.to_owned(), text(word)))
-                .into(),
-        };
-        let words = google::Value {
-            kind: Some(google::value::Kind::StructValue(words)),
-        };
-        let metadata = google::Struct {
-            fields: [(NAMESPACE.to_owned(), words)].into(),
-        };
-        let bare = ProcessingResponse {
-            mode_override: Some(mode(HeaderSendMode::Skip, BodySendMode::None)),
-            ..message(Response::RequestHeaders(pb::HeadersResponse::default()))
-        };
-        let read = sent(with_outcome(bypass(), &"p".into(), "hit", ""));
-        let expected = ProcessingResponse {
-            dynamic_metadata: Some(metadata),
-            ..bare
-        };
-        assert_eq!(read, expected);
-    }
-}
+mod tests;

@@ -1,15 +1,15 @@
-//! What Envoy says, as far as it is read.
+//! Decodes Envoy's messages, as far as they are read.
 //!
-//! These are envoy-types' messages again, for one reason: their strings and bytes are slices of the buffer
-//! in which a message came. That of a body is the one into which it was received. A head is kept for longer
-//! than such a buffer should be, so it is copied first, in one piece.
+//! These types repeat envoy-types' messages, for one reason: their strings and bytes are slices of
+//! the buffer in which a message came. A body is a slice of the buffer into which it was received.
+//! A head is kept for longer than such a buffer should be, so it is copied first, as a whole.
 
 use bytes::{Buf, BufMut as _, Bytes, BytesMut};
 use prost::encoding::{DecodeContext, WireType, decode_key, skip_field};
 use prost::{DecodeError, Message as _};
 
-/// How a message begins that is about a body: the keys of `request_body` and `response_body`, whose wire
-/// type is 2.
+/// The first byte of a message about a body: the keys of `request_body` and `response_body`, whose
+/// wire type is 2.
 const BODY_KEYS: [u8; 2] = [4 << 3 | 2, 5 << 3 | 2];
 
 /// `envoy.service.ext_proc.v3.ProcessingRequest`.
@@ -42,15 +42,15 @@ pub(crate) enum MessagePart {
 /// `envoy.service.ext_proc.v3.HttpHeaders`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct HttpHeaders {
-    /// `envoy.config.core.v3.HeaderMap` as it came; [`HttpHeaders::each`] reads it. A message and bytes
-    /// look the same.
+    /// `envoy.config.core.v3.HeaderMap`, not decoded; [`HttpHeaders::each`] reads it. A message and
+    /// bytes are encoded alike.
     #[prost(bytes = "bytes", tag = "1")]
     headers: Bytes,
     #[prost(bool, tag = "3")]
     pub(crate) end_of_stream: bool,
 }
 
-/// `envoy.config.core.v3.HeaderValue`: one of its values is empty.
+/// `envoy.config.core.v3.HeaderValue`, of whose two values one is empty.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct HeaderValue {
     #[prost(bytes = "bytes", tag = "1")]
@@ -70,7 +70,7 @@ pub(crate) struct HttpBody {
     pub(crate) end_of_stream: bool,
 }
 
-/// A message of which we want nothing.
+/// A message whose content is not read.
 #[derive(Clone, Copy, PartialEq, prost::Message)]
 pub(crate) struct Unread {}
 
@@ -91,7 +91,7 @@ pub(crate) struct Struct {
     pub(crate) fields: Vec<Field>,
 }
 
-/// One entry of it.
+/// One field of a [`Struct`].
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct Field {
     #[prost(bytes = "bytes", tag = "1")]
@@ -100,7 +100,7 @@ pub(crate) struct Field {
     pub(crate) value: Option<Value>,
 }
 
-/// `google.protobuf.Value`, of which strings are read.
+/// `google.protobuf.Value`, of which only strings are read.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct Value {
     #[prost(bytes = "bytes", optional, tag = "3")]
@@ -111,7 +111,7 @@ impl ProcessingRequest {
     /// Reads a message that is all of `bytes`.
     ///
     /// # Errors
-    /// When it is none.
+    /// When they are not such a message.
     pub(crate) fn read(bytes: &mut impl Buf) -> Result<Self, DecodeError> {
         let first = bytes.chunk().first();
         if first.is_some_and(|first| BODY_KEYS.contains(first)) {
@@ -124,10 +124,10 @@ impl ProcessingRequest {
 }
 
 impl HttpHeaders {
-    /// Reads one field after the other.
+    /// Calls `read` with each field, in order.
     ///
     /// # Errors
-    /// When what comes next is none.
+    /// When the next bytes are not a field.
     pub(crate) fn each(self, mut read: impl FnMut(HeaderValue)) -> Result<(), DecodeError> {
         let mut headers = self.headers;
         while headers.has_remaining() {
@@ -143,7 +143,7 @@ impl HttpHeaders {
 }
 
 impl Struct {
-    /// The text of this name.
+    /// The text of the field with this name.
     pub(crate) fn text(&self, name: &str) -> Option<&str> {
         let field = self.fields.iter().rfind(|field| field.name == name)?;
         std::str::from_utf8(field.value.as_ref()?.string_value.as_ref()?).ok()
@@ -194,8 +194,8 @@ mod tests {
         read
     }
 
-    #[test]
-    fn every_message_is_read_as_envoy_means_it() {
+    /// A head as envoy-types has it, and as it is read.
+    fn head() -> (pb::HttpHeaders, HttpHeaders) {
         let sent_headers = pb::HttpHeaders {
             headers: Some(core::HeaderMap {
                 headers: vec![core::HeaderValue {
@@ -224,6 +224,12 @@ mod tests {
             raw_value: text("new"),
         };
         assert_eq!(fields, [field]);
+        (sent_headers, headers)
+    }
+
+    #[test]
+    fn every_message_is_read_as_envoy_means_it() {
+        let (sent_headers, headers) = head();
         let sent_body = pb::HttpBody {
             body: b"bytes".to_vec(),
             end_of_stream: true,

@@ -1,4 +1,4 @@
-//! A message to Envoy, whose image is not copied into it.
+//! Encodes messages to Envoy, without copying a body into them.
 
 use std::collections::VecDeque;
 
@@ -7,67 +7,68 @@ use envoy_types::pb::envoy::service::ext_proc::v3::ProcessingResponse;
 use prost::Message as _;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 
-/// Fields of `ProcessingResponse` by their numbers, from the outermost inwards: an immediate response's
-/// body, and a streamed one's.
+/// Paths of field numbers in `ProcessingResponse`, from the outermost inwards, to the body of an
+/// immediate response and of a streamed one.
 const IMMEDIATE_BODY: &[u32] = &[7, 3];
 const STREAMED_BODY: &[u32] = &[11, 2, 1];
 
 /// The flag and the length before each message (gRPC over HTTP/2, "Length-Prefixed-Message").
 const PREFIX_BYTES: usize = 5;
 
-/// The payload of an HTTP/2 frame, unless the peer takes larger ones. Pieces never share a frame, so that
-/// the first one is filled up.
+/// The payload of an HTTP/2 frame, unless the peer takes larger ones. Pieces never share a frame,
+/// so the first piece is filled up to this size.
 const FRAME_BYTES: usize = 16 * 1024;
 
-/// What a message is expected to take, without its image.
+/// Expected length of a message without its body.
 const MESSAGE_BYTES: usize = 1000;
 
-/// A message to Envoy, encoded but for its image.
+/// A message to Envoy, encoded except for its body.
 #[derive(Debug)]
 pub(crate) struct EncodedResponse {
-    /// Room for the prefix, then fields of `ProcessingResponse`.
+    /// Bytes kept for the prefix, then fields of `ProcessingResponse`.
     fields: Vec<u8>,
-    image: Option<Image>,
+    body: Option<Body>,
 }
 
-/// Bytes that belong into the message.
+/// The body that belongs into the message.
 #[derive(Debug)]
-struct Image {
-    /// Where.
+struct Body {
+    /// Path of the field that holds it.
     field: &'static [u32],
     chunks: Vec<Bytes>,
 }
 
 impl EncodedResponse {
-    fn with_room(room: usize, image: Option<Image>) -> Self {
+    fn with_room(room: usize, body: Option<Body>) -> Self {
         let mut fields = Vec::with_capacity(PREFIX_BYTES + room);
         fields.resize(PREFIX_BYTES, 0);
-        Self { fields, image }
+        Self { fields, body }
     }
 
-    /// A message without an image.
+    /// Encodes a message without a body.
     pub(crate) fn new(message: &ProcessingResponse) -> Self {
         Self::with_room(MESSAGE_BYTES, None).and(message)
     }
 
-    /// An immediate response with this body, for whose other parts there are only the bare fields.
+    /// Begins an immediate response with this body. Its other fields are written with
+    /// [`EncodedResponse::fields`].
     pub(crate) fn immediate(body: Vec<Bytes>) -> Self {
         let length: usize = body.iter().map(Bytes::len).sum();
         let room = (MESSAGE_BYTES + length).min(FRAME_BYTES);
-        let image = Image {
+        let body = Body {
             field: IMMEDIATE_BODY,
             chunks: body,
         };
-        Self::with_room(room, Some(image))
+        Self::with_room(room, Some(body))
     }
 
-    /// A part of a streamed immediate response, with its body.
+    /// Encodes a part of a streamed immediate response, with its bytes of body.
     pub(crate) fn streamed(message: &ProcessingResponse, body: Bytes) -> Self {
-        let image = Image {
+        let body = Body {
             field: STREAMED_BODY,
             chunks: vec![body],
         };
-        Self::with_room(FRAME_BYTES, Some(image)).and(message)
+        Self::with_room(FRAME_BYTES, Some(body)).and(message)
     }
 
     fn and(mut self, message: &ProcessingResponse) -> Self {
@@ -75,21 +76,21 @@ impl EncodedResponse {
         self
     }
 
-    /// The bare fields, to put more of them behind those that are there.
+    /// Returns a writer that appends fields to the message.
     pub(crate) fn fields(&mut self) -> Fields<'_> {
         Fields(&mut self.fields)
     }
 
-    /// The message as gRPC sends it, in pieces.
+    /// Returns the message as gRPC sends it, in pieces.
     ///
-    /// The image goes last, as if the message were two messages after each other, which is read as their
-    /// union (protobuf.dev, "Encoding", "Last One Wins").
+    /// The body goes last, as if it were a second message after the first. Readers merge the two
+    /// (protobuf.dev, "Encoding", "Last One Wins").
     ///
     /// # Errors
-    /// The length of a message of 4 GiB and more.
+    /// The length of the message, when it has 4 GiB or more.
     pub(crate) fn into_pieces(self) -> Result<VecDeque<Bytes>, usize> {
-        let (field, chunks) = match self.image {
-            Some(image) => (image.field, image.chunks),
+        let (field, chunks) = match self.body {
+            Some(body) => (body.field, body.chunks),
             None => (&[][..], Vec::new()),
         };
         let length: usize = chunks.iter().map(Bytes::len).sum();
@@ -116,27 +117,27 @@ impl EncodedResponse {
     }
 }
 
-/// Where fields of a message are written, each behind the last (protobuf.dev, "Encoding").
+/// Writes the fields of a message, one after the other (protobuf.dev, "Encoding").
 ///
-/// Envoy-types' messages are measured at every level before they are written, and each of their names and
-/// values is a string of its own; for a hit that was a sixth of its work.
+/// Envoy-types' messages are measured at every level before they are written, and each of their
+/// names and values is a string of its own. For a hit, that was a sixth of the work.
 pub(crate) struct Fields<'a>(&'a mut Vec<u8>);
 
 impl Fields<'_> {
-    /// A number, or one of an enumeration.
+    /// Writes a number, or a value of an enumeration.
     pub(crate) fn number(&mut self, field: u32, value: u64) {
         encode_key(field, WireType::Varint, self.0);
         encode_varint(value, self.0);
     }
 
-    /// A string, or bytes.
+    /// Writes a string or bytes.
     pub(crate) fn bytes(&mut self, field: u32, value: &[u8]) {
         encode_key(field, WireType::LengthDelimited, self.0);
         encode_varint(value.len() as u64, self.0);
         self.0.extend_from_slice(value);
     }
 
-    /// Bytes that are these after each other, with `", "` between them.
+    /// Writes `values`, joined with `", "`, as one field.
     pub(crate) fn joined<'b>(&mut self, field: u32, values: impl Iterator<Item = &'b [u8]>) {
         self.nested(field, |Fields(out)| {
             for (index, value) in values.enumerate() {
@@ -148,7 +149,7 @@ impl Fields<'_> {
         });
     }
 
-    /// A message.
+    /// Writes a message, whose fields `write` writes.
     pub(crate) fn nested(&mut self, field: u32, write: impl FnOnce(&mut Fields<'_>)) {
         let out = &mut *self.0;
         encode_key(field, WireType::LengthDelimited, out);
@@ -166,7 +167,7 @@ impl Fields<'_> {
     }
 }
 
-/// What goes before `length` bytes of this field.
+/// The keys and lengths that precede `length` bytes of this field.
 fn prefixes(field: &[u32], length: usize) -> Vec<u8> {
     field.iter().rev().fold(Vec::new(), |inner, &number| {
         let mut outer = Vec::new();
@@ -211,7 +212,7 @@ mod tests {
         }
     }
 
-    /// What Envoy reads.
+    /// Decodes the message as Envoy does.
     fn read(answer: EncodedResponse) -> ProcessingResponse {
         let sent = answer.into_pieces().unwrap().into_iter().flatten();
         let sent: Vec<u8> = sent.collect();

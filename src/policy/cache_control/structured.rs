@@ -1,11 +1,11 @@
-//! Dictionaries of structured fields (RFC 9651 section 3.2), as far as RFC 9213 needs them.
+//! Reads dictionaries of structured fields (RFC 9651 section 3.2), as far as RFC 9213 needs them.
 
-/// Reads the field lines as one dictionary: member names with the text of an integer, token or
-/// string; `None` as a value stands for true. Of a repeated member the last counts, its place does
-/// not matter here.
+/// Reads the field lines as one dictionary: names of members, with the text of an integer, token or
+/// string. A value of `None` stands for true. If a member is repeated, the last counts; the order
+/// of members does not matter here.
 ///
-/// The whole field is invalid, `None`, when any part of it is malformed, when it is empty, or when a
-/// member that is a lifetime has a value of another type (RFC 9213 section 2.1).
+/// Returns `None`, because the whole field is invalid, if a part of it is malformed, if it is
+/// empty, or if a lifetime is not an integer (RFC 9213 section 2.1).
 pub(super) fn dictionary<'a>(
     lines: impl Iterator<Item = &'a http::HeaderValue>,
 ) -> Option<Vec<(String, Option<String>)>> {
@@ -59,7 +59,7 @@ enum Item {
     Integer(String),
     /// A token or a string.
     Text(String),
-    /// Valid, but of no type that a directive has.
+    /// A valid value of a type that no directive has.
     Other,
 }
 
@@ -95,7 +95,7 @@ impl Reader<'_> {
         String::from_utf8_lossy(taken).into_owned()
     }
 
-    /// RFC 9651 section 4.2.3.3.
+    /// Reads a key (RFC 9651 section 4.2.3.3).
     fn key(&mut self) -> Option<String> {
         let first = self.peek()?;
         if !(first.is_ascii_lowercase() || first == b'*') {
@@ -106,7 +106,7 @@ impl Reader<'_> {
         }))
     }
 
-    /// An item or an inner list.
+    /// Reads an item or an inner list.
     fn member(&mut self) -> Option<Item> {
         if !self.take(b'(') {
             return self.item();
@@ -124,7 +124,7 @@ impl Reader<'_> {
         }
     }
 
-    /// RFC 9651 section 4.2.3.1.
+    /// Reads an item without its parameters (RFC 9651 section 4.2.3.1).
     fn item(&mut self) -> Option<Item> {
         match self.peek()? {
             b'-' | b'0'..=b'9' => self.number(),
@@ -159,7 +159,7 @@ impl Reader<'_> {
         }
     }
 
-    /// RFC 9651 section 4.2.4: at most 15 digits, or 12 and 3 behind a point.
+    /// Reads a number (RFC 9651 section 4.2.4): at most 15 digits, or 12 and 3 after a point.
     fn number(&mut self) -> Option<Item> {
         let sign = if self.take(b'-') { "-" } else { "" };
         let whole = self.take_while(|byte| byte.is_ascii_digit());
@@ -194,7 +194,7 @@ impl Reader<'_> {
         }
     }
 
-    /// RFC 9651 section 4.2.3.2. Nothing here has parameters that matter.
+    /// Skips parameters (RFC 9651 section 4.2.3.2), which mean nothing to a directive.
     fn parameters(&mut self) -> Option<()> {
         while self.take(b';') {
             self.skip(b" ");

@@ -133,8 +133,8 @@ fn neither_a_key_nor_a_pair_prints_what_it_was_made_of() {
     );
 }
 
-/// Every change here loses the whole cache of everybody. It needs a new number in the label of what
-/// changed (`afterimage imgproxy key 1`), and a reason.
+/// A change of these keys loses the whole cache of everybody. It needs a new number in the label of
+/// what changed (`afterimage imgproxy key 1`), and a reason.
 #[test]
 fn golden_keys() {
     let imgproxy = policy(Kind::Imgproxy(Imgproxy {

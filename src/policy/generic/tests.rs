@@ -217,7 +217,7 @@ fn a_path_that_is_none_bypasses() {
     }
 }
 
-/// Few letters, so that values that could be mistaken for each other come up often.
+/// Draws from few letters, so that values that could be mistaken for each other come up often.
 fn path_and_values() -> impl Strategy<Value = (String, Vec<String>)> {
     let path = string_regex("/[a/?&=]{0,4}").unwrap();
     (path, vec(string_regex("[a,]{0,2}").unwrap(), 0..3))

@@ -1,9 +1,9 @@
-//! The path of an imgproxy URL, read as imgproxy reads it.
+//! Reads the path of an imgproxy URL as imgproxy does.
 //!
-//! In two steps, because the signature stands between them: [`Target`] is the path after imgproxy's
-//! repairs, which is what was signed; [`ImagePath`] is what it means. Nothing is normalised beyond
-//! what imgproxy does itself. Names and arguments of options are not checked: imgproxy answers wrong
-//! ones with an error, and errors are not stored.
+//! It takes two steps, because the signature is verified between them: [`Target`] is the path after
+//! imgproxy's repairs, which is what was signed; [`ImagePath`] is what it means. Nothing is
+//! normalised beyond what imgproxy does itself. Names and arguments of options are not checked:
+//! imgproxy answers wrong ones with an error, and errors are not stored.
 
 use std::borrow::Cow;
 
@@ -11,14 +11,14 @@ use super::{BASE64, Imgproxy};
 use crate::clock::Timestamp;
 use crate::policy::BypassReason;
 
-/// Formats that decide alone what imgproxy makes. Not `best`, which chooses, and none that this
-/// list does not know: those leave the format open.
+/// Formats that alone decide what imgproxy makes. Every other name leaves the format open, as does
+/// `best`, with which imgproxy chooses.
 const FIXED_FORMATS: [&[u8]; 12] = [
     b"avif", b"bmp", b"gif", b"heic", b"ico", b"jpeg", b"jpg", b"jxl", b"png", b"svg", b"tiff",
     b"webp",
 ];
 
-/// The two halves of a path: what signs, and what is signed.
+/// The two halves of a path: the signature, and what it signs.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Target<'a> {
     /// The first segment.
@@ -28,7 +28,7 @@ pub(super) struct Target<'a> {
 }
 
 impl<'a> Target<'a> {
-    /// Reads `path`, which has no query any more, below `prefix`.
+    /// Reads `path`, which has no query, below `prefix`.
     ///
     /// # Errors
     ///
@@ -60,12 +60,12 @@ pub(super) struct ImagePath<'a> {
     /// Options, or names of presets.
     pub(super) processing: Processing<'a>,
     /// Where the image comes from.
-    pub(super) source: Source<'a>,
-    /// The format behind the source; empty when there is none.
+    pub(super) source: ImageSource<'a>,
+    /// The format after the source; empty when there is none.
     pub(super) extension: Cow<'a, [u8]>,
-    /// The earliest time at which the URL ends, of those that it names.
+    /// When the URL expires: the earliest time that it names.
     pub(super) expires: Option<Timestamp>,
-    /// Whether the URL alone decides the format, as far as imgproxy does not enforce another.
+    /// Whether the URL alone decides the format, unless imgproxy enforces another.
     pub(super) has_fixed_format: bool,
 }
 
@@ -80,9 +80,9 @@ pub(super) enum Processing<'a> {
 
 /// Where an image comes from.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Source<'a> {
-    /// Its decoded URL. Whether it was written plain or in base64 makes no difference to imgproxy,
-    /// neither to the image nor to any header.
+pub(super) enum ImageSource<'a> {
+    /// Its decoded URL. imgproxy makes the same image and headers whether it was written plain or
+    /// in base64.
     Url(Cow<'a, [u8]>),
     /// Its URL as imgproxy Pro encrypts it.
     Encrypted(Cow<'a, [u8]>),
@@ -93,8 +93,8 @@ impl<'a> ImagePath<'a> {
     ///
     /// # Errors
     ///
-    /// `Unparsable` when imgproxy would not find a source in it, or an end of validity that is no
-    /// number; `Expired` when that end lies before `now`.
+    /// `Unparsable` when imgproxy would find no source in it, or when its expiry is not a number;
+    /// `Expired` when that expiry is before `now`.
     pub(super) fn read(
         path: &'a [u8],
         settings: &Imgproxy,
@@ -126,8 +126,8 @@ impl<'a> ImagePath<'a> {
         };
         let (source, extension) =
             read_source(rest, settings.base64_includes_filename).ok_or(BypassReason::Unparsable)?;
-        // The extension is applied last, so it overrides options and presets, and where one of these
-        // asks for the raw source no format plays a role.
+        // The extension is applied last, so it overrides options and presets. If one of these asks
+        // for the raw source, no format matters.
         if !extension.is_empty() {
             has_fixed_format = is_fixed_format(&extension);
         }
@@ -149,7 +149,7 @@ pub(super) struct UrlOption<'a> {
 }
 
 impl<'a> UrlOption<'a> {
-    /// `None` for a segment without `separator`: with it the source begins.
+    /// Reads a segment; `None` if it has no `separator`, because there the source begins.
     pub(super) fn read(segment: &'a [u8], separator: &[u8]) -> Option<Self> {
         let at = find(segment, separator)?;
         let arguments = &segment[at + separator.len()..];
@@ -159,8 +159,8 @@ impl<'a> UrlOption<'a> {
         })
     }
 
-    /// When the URL ends, if this option says so. Zero or less is no end that imgproxy enforces: such
-    /// an option is one like any other.
+    /// When the URL expires, if this option says so. imgproxy does not enforce zero or less, so
+    /// that such an option is like any other.
     pub(super) fn deadline(&self) -> Result<Option<Timestamp>, BypassReason> {
         if !matches!(self.name, b"expires" | b"exp") {
             return Ok(None);
@@ -176,7 +176,7 @@ impl<'a> UrlOption<'a> {
             .map(Timestamp::from_unix))
     }
 
-    /// Whether the format is fixed after this option; `None` when the option has no say in it. A
+    /// Whether the format is fixed after this option; `None` when the option does not touch it. A
     /// preset may hold a format that is not in the URL.
     fn fixes_format(&self) -> Option<bool> {
         match self.name {
@@ -227,7 +227,7 @@ fn repair(path: &[u8]) -> Cow<'_, [u8]> {
     repaired.into()
 }
 
-/// What stands in front of the first segment `plain` that something follows, and what follows it.
+/// Splits a path around its first segment `plain` that something follows.
 fn split_plain(path: &[u8]) -> (&[u8], Option<&[u8]>) {
     const PLAIN: &[u8] = b"plain/";
     if let Some(plain) = path.strip_prefix(PLAIN) {
@@ -243,8 +243,8 @@ fn split_plain(path: &[u8]) -> (&[u8], Option<&[u8]>) {
         .unwrap_or((path, None))
 }
 
-/// Where a slash is missing: behind the last `:/` that something other than a slash follows and that
-/// has something, but no white space, in front of it. That it is the last one is imgproxy's way.
+/// Finds where a slash is missing: after the last `:/` that something other than a slash follows,
+/// with something but no white space before it. imgproxy takes the last one, too.
 fn lost_slash(plain: &[u8]) -> Option<usize> {
     let end = plain
         .iter()
@@ -256,21 +256,21 @@ fn lost_slash(plain: &[u8]) -> Option<usize> {
         .map(|at| at + 2)
 }
 
-/// Reads the segments from the source on: the source and its extension.
-fn read_source(rest: &[u8], includes_filename: bool) -> Option<(Source<'_>, Cow<'_, [u8]>)> {
+/// Reads the source and its extension.
+fn read_source(rest: &[u8], includes_filename: bool) -> Option<(ImageSource<'_>, Cow<'_, [u8]>)> {
     if let Some(plain) = rest.strip_prefix(b"plain/") {
         let (url, extension) = split_extension(plain, b'@')?;
-        return Some((Source::Url(unescape(url)?), extension.into()));
+        return Some((ImageSource::Url(unescape(url)?), extension.into()));
     }
     if let Some(encrypted) = rest.strip_prefix(b"enc/") {
-        // Whether a file name is part of it is not known for certain, so it stays, and with it an
-        // extension: other keys than necessary, but never one key for two images.
+        // It is not certain whether a file name is part of it, so both the name and an extension
+        // stay. That makes more keys than necessary, but never one key for two images.
         if includes_filename {
             return (!encrypted.is_empty())
-                .then(|| (Source::Encrypted(encrypted.into()), Cow::default()));
+                .then(|| (ImageSource::Encrypted(encrypted.into()), Cow::default()));
         }
         let (encrypted, extension) = split_encoded(encrypted)?;
-        return Some((Source::Encrypted(encrypted), extension));
+        return Some((ImageSource::Encrypted(encrypted), extension));
     }
     let encoded = match rest.iter().rposition(|byte| *byte == b'/') {
         Some(at) if includes_filename => &rest[..at],
@@ -278,13 +278,13 @@ fn read_source(rest: &[u8], includes_filename: bool) -> Option<(Source<'_>, Cow<
     };
     let (encoded, extension) = split_encoded(encoded)?;
     let url = BASE64.decode(trim_padding(&encoded)).ok()?;
-    Some((Source::Url(url.into()), extension))
+    Some((ImageSource::Url(url.into()), extension))
 }
 
 /// A source as it is written, and its extension.
 type Parts<'a> = (Cow<'a, [u8]>, Cow<'a, [u8]>);
 
-/// An encoded source may be split by slashes anywhere, its extension included.
+/// Joins an encoded source, which may be split by slashes anywhere, and takes off its extension.
 fn split_encoded(encoded: &[u8]) -> Option<Parts<'_>> {
     if encoded.contains(&b'/') {
         let joined: Vec<u8> = encoded.iter().copied().filter(|b| *b != b'/').collect();
@@ -296,7 +296,8 @@ fn split_encoded(encoded: &[u8]) -> Option<Parts<'_>> {
     }
 }
 
-/// A source that is not empty, and what follows the only `mark`, if there is one.
+/// Splits a source at its only `mark`, if it has one; `None` if nothing precedes it or there are
+/// several.
 fn split_extension(source: &[u8], mark: u8) -> Option<(&[u8], &[u8])> {
     let mut parts = source.split(|byte| *byte == mark);
     let source = parts.next().filter(|source| !source.is_empty())?;
@@ -338,7 +339,7 @@ fn hex_digit(digit: u8) -> Option<u8> {
     char::from(digit).to_digit(16).map(|value| value as u8)
 }
 
-/// The first segment, and what follows the slash behind it, if there is one.
+/// The first segment, and what follows its slash, if it has one.
 fn first_segment(path: &[u8]) -> (&[u8], Option<&[u8]>) {
     match cut(path) {
         Some((segment, after)) => (segment, Some(after)),
@@ -346,13 +347,13 @@ fn first_segment(path: &[u8]) -> (&[u8], Option<&[u8]>) {
     }
 }
 
-/// What stands in front of the first slash, and what follows it.
+/// Splits a path at its first slash.
 fn cut(path: &[u8]) -> Option<(&[u8], &[u8])> {
     let at = path.iter().position(|byte| *byte == b'/')?;
     Some((&path[..at], &path[at + 1..]))
 }
 
-/// Where `needle` begins for the first time; nowhere if it is empty.
+/// Offset of the first `needle`; `None` if it is empty.
 fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
     let (first, others) = needle.split_first()?;
     haystack

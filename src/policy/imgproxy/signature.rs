@@ -1,4 +1,4 @@
-//! Signatures of imgproxy's URLs.
+//! Verifies the signatures of imgproxy's URLs.
 
 use std::hint::black_box;
 
@@ -13,8 +13,8 @@ impl Signing {
     /// Whether the policy's imgproxy would accept `signature` for `path`: the repaired path without
     /// the slash in front of it.
     ///
-    /// Without pairs imgproxy checks nothing but that there is no colon, to catch options that stand
-    /// where the signature should.
+    /// Without pairs, imgproxy refuses only a colon, to catch options that stand in place of the
+    /// signature.
     pub(super) fn accepts(&self, signature: &[u8], path: &[u8]) -> bool {
         match self {
             Self::Pairs {
@@ -46,8 +46,8 @@ fn is_signed(pairs: &[KeyPair], size: usize, signature: &[u8], path: &[u8]) -> b
     })
 }
 
-/// Compares with every trusted signature and looks at all bytes, so that the time taken tells
-/// nothing but lengths.
+/// Compares all bytes with every trusted signature, so that the time taken tells nothing but
+/// lengths.
 fn is_trusted(trusted: &[String], signature: &[u8]) -> bool {
     trusted.iter().fold(false, |found, trusted| {
         let trusted = trusted.as_bytes();

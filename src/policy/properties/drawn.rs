@@ -1,8 +1,8 @@
-//! What properties are tried with.
+//! Draws the policies, requests and responses that properties are tried with.
 //!
-//! What a response says is drawn as [`Directive`]s and written down afterwards, so that each rule can
-//! be stated over what was meant and not over what our reader makes of it. Everything is chosen by
-//! [`Dice`], which costs little and makes simple cases of failing ones.
+//! What a response says is drawn as [`Directive`]s and written as fields afterwards, so that a rule
+//! is about what was meant, and not about what our reader makes of it. [`Dice`] chooses everything:
+//! it costs little, and failing cases shrink to simple ones.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -37,12 +37,12 @@ impl<const N: usize> Dice<N> {
         choices[usize::from(self.byte()) % choices.len()]
     }
 
-    /// True in so many of 16 cases.
+    /// True in `of_16` of 16 cases.
     fn is_one(&mut self, of_16: u8) -> bool {
         self.byte() >> 4 >= 16 - of_16
     }
 
-    /// Up to 255 units, in so many of 16 cases.
+    /// Up to 255 units, in `of_16` of 16 cases.
     fn some(&mut self, of_16: u8) -> Option<u8> {
         let (is_there, value) = (self.is_one(of_16), self.byte());
         is_there.then_some(value)
@@ -109,7 +109,8 @@ impl Directive {
     }
 }
 
-/// Of a repeated member of a dictionary the last counts (RFC 9651 section 3.2).
+/// Keeps the last of each repeated member, which is the one that counts in a dictionary (RFC 9651
+/// section 3.2).
 fn last_of_each_name(directives: Vec<Directive>) -> Vec<Directive> {
     let name = |directive: Directive| directive.text().split('=').next().map(str::to_owned);
     let is_last = |(place, directive): &(usize, &Directive)| {
@@ -198,7 +199,7 @@ pub(super) struct Drawn {
     pub(super) meant: Meant,
     /// Seconds after [`NOW`], in `Date`; 0 without.
     pub(super) date: i64,
-    /// In `Age`; 0 without.
+    /// Seconds in `Age`; 0 without.
     pub(super) age: u64,
     pub(super) vary: &'static str,
 }
@@ -225,29 +226,12 @@ fn response(mut dice: Dice<40>) -> Drawn {
         // The names in a dictionary are in lower case.
         write(&mut headers, &CDN, cdn, false, is_split);
     }
-    let expires = dice.some(8).map(|seconds| i64::from(seconds) - 50);
-    let date = dice.some(8).map(|seconds| 20 - i64::from(seconds) / 2);
-    let last_modified = dice.some(8).map(|seconds| -4 * i64::from(seconds));
-    for (name, offset) in [
-        (EXPIRES, expires),
-        (DATE, date),
-        (LAST_MODIFIED, last_modified),
-    ] {
-        if let Some(offset) = offset {
-            headers.insert(name, http_date(offset));
-        }
-    }
-    let age = dice.some(8).map(|seconds| u64::from(seconds) / 2);
-    if let Some(age) = age {
-        headers.insert(AGE, age.into());
-    }
+    let times = Times::drawn(&mut dice, &mut headers);
     if dice.is_one(8) {
         headers.insert(ETAG, HeaderValue::from_static("\"a\""));
     }
     let vary = match dice.below(12) {
-        0 => "Accept, *",
-        1 => "user-agent",
-        2 => "accept-encoding",
+        names @ 0..3 => ["Accept, *", "user-agent", "accept-encoding"][usize::from(names)],
         _ => "",
     };
     if !vary.is_empty() {
@@ -256,19 +240,7 @@ fn response(mut dice: Dice<40>) -> Drawn {
     if dice.is_one(1) {
         headers.insert(SET_COOKIE, HeaderValue::from_static("a=b"));
     }
-    let length = 5 * u16::from(dice.byte());
-    match dice.below(16) {
-        0 => {
-            headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-        }
-        1 => {
-            headers.insert(CONTENT_LENGTH, length.into());
-            headers.append(CONTENT_LENGTH, length.into());
-        }
-        _ => {
-            headers.insert(CONTENT_LENGTH, length.into());
-        }
-    }
+    insert_length(&mut dice, &mut headers);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("image/png"));
     headers.insert(CONNECTION, HeaderValue::from_static("x-d, close"));
     for name in ["x-a", "x-b", "x-c", "x-d", "x-e", "keep-alive"] {
@@ -289,15 +261,62 @@ fn response(mut dice: Dice<40>) -> Drawn {
         meant: Meant {
             is_targeted: cdn.is_some(),
             directives: cdn.map_or(control, last_of_each_name),
-            expires,
+            expires: times.expires,
         },
-        date: date.unwrap_or(0),
-        age: age.unwrap_or(0),
+        date: times.date.unwrap_or(0),
+        age: times.age.unwrap_or(0),
         vary,
     }
 }
 
-/// As one line, or as a line for each.
+/// What the fields of a response say about time, in seconds; dates count from [`NOW`].
+struct Times {
+    expires: Option<i64>,
+    date: Option<i64>,
+    age: Option<u64>,
+}
+
+impl Times {
+    /// Draws the times and inserts their fields.
+    fn drawn(dice: &mut Dice<40>, headers: &mut HeaderMap) -> Self {
+        let expires = dice.some(8).map(|seconds| i64::from(seconds) - 50);
+        let date = dice.some(8).map(|seconds| 20 - i64::from(seconds) / 2);
+        let last_modified = dice.some(8).map(|seconds| -4 * i64::from(seconds));
+        for (name, offset) in [
+            (EXPIRES, expires),
+            (DATE, date),
+            (LAST_MODIFIED, last_modified),
+        ] {
+            if let Some(offset) = offset {
+                headers.insert(name, http_date(offset));
+            }
+        }
+        let age = dice.some(8).map(|seconds| u64::from(seconds) / 2);
+        if let Some(age) = age {
+            headers.insert(AGE, age.into());
+        }
+        Self { expires, date, age }
+    }
+}
+
+/// Inserts a length that is most often right, and sometimes none or two.
+fn insert_length(dice: &mut Dice<40>, headers: &mut HeaderMap) {
+    let length = 5 * u16::from(dice.byte());
+    match dice.below(16) {
+        0 => {
+            headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+        1 => {
+            headers.insert(CONTENT_LENGTH, length.into());
+            headers.append(CONTENT_LENGTH, length.into());
+        }
+        _ => {
+            headers.insert(CONTENT_LENGTH, length.into());
+        }
+    }
+}
+
+/// Writes the directives as one line, or as a line for each.
 fn write(
     headers: &mut HeaderMap,
     name: &HeaderName,
@@ -321,7 +340,7 @@ fn write(
     }
 }
 
-/// So many seconds after [`NOW`].
+/// The HTTP date that is `offset` seconds after [`NOW`].
 fn http_date(offset: i64) -> HeaderValue {
     let seconds = NOW.as_unix().saturating_add_signed(offset);
     let date = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(seconds));
@@ -375,11 +394,11 @@ fn rules<const N: usize>(dice: &mut Dice<N>) -> FreshnessRules {
     }
 }
 
-/// What a client sends, chosen from little, so that two requests often agree.
+/// A client's request, drawn from few choices, so that two requests often agree.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Asked([u8; 12]);
+pub(super) struct DrawnRequest([u8; 12]);
 
-impl Asked {
+impl DrawnRequest {
     pub(super) const FIELDS: [(&'static str, &'static [&'static str]); 9] = [
         (
             "accept",
@@ -424,7 +443,7 @@ impl Asked {
 
 /// Requests of all these kinds.
 pub(super) fn requests() -> impl Strategy<Value = RequestHead> {
-    any::<[u8; 12]>().prop_map(|choices| Asked(choices).request())
+    any::<[u8; 12]>().prop_map(|choices| DrawnRequest(choices).request())
 }
 
 /// Two requests, the second with some choices of the first.
@@ -434,11 +453,14 @@ pub(super) fn two_requests() -> impl Strategy<Value = (RequestHead, RequestHead)
         for place in (0..12).filter(|place| differs >> place & 1 == 1) {
             second[place] = other[place];
         }
-        (Asked(first).request(), Asked(second).request())
+        (
+            DrawnRequest(first).request(),
+            DrawnRequest(second).request(),
+        )
     })
 }
 
-/// Policies whose keys are made of much and of little.
+/// Policies whose keys hold much or little of a request.
 pub(super) fn key_policies() -> [Policy; 4] {
     let generic = |query| {
         policy(Kind::Generic(Generic {

@@ -6,7 +6,7 @@ use crate::policy::testing::{NOW, generic, imgproxy, policy};
 
 const LARGEST: u64 = 1_000_000;
 
-/// What imgproxy sends.
+/// An answer of imgproxy.
 const IMAGE: &[(&str, &str)] = &[
     ("content-type", "image/webp"),
     ("content-length", "2802"),

@@ -43,7 +43,7 @@ fn rfc9111_4_1_which_requests_select_the_same_response() {
         // Both absent match; absent and empty do not.
         (&[agent], &[], &[], true),
         (&[agent], &[], &[(agent, "")], false),
-        // What is not named plays no role.
+        // A field that `Vary` does not name plays no role.
         (
             &[agent],
             &[(agent, "x"), (language, "de")],
@@ -76,7 +76,7 @@ fn rfc9111_4_1_which_requests_select_the_same_response() {
             false,
         ),
         (&[language], &[(language, "de")], &[(language, "DE")], false),
-        // Of an unknown field nothing is known to play no role.
+        // Every difference in an unknown field counts.
         (&[agent], &[(agent, "a, b")], &[(agent, "a,b")], false),
         (
             &[agent],
@@ -156,12 +156,13 @@ fn the_number_of_variants_is_bounded() {
         Variants::with(Some(&second), fields.clone(), &variant("c"), 2),
         None
     );
-    // What is there already may be replaced.
+    // A variant that is stored already may be replaced.
     assert_eq!(
         Variants::with(Some(&second), fields.clone(), &variant("a"), 2),
         Some(second.clone())
     );
-    // The most recent response decides about the fields, and nothing of the former ones is found.
+    // The most recent response decides about the fields, and variants of the former ones are not
+    // found.
     let other = names(&["x"]);
     let begun = Variants::with(Some(&second), other.clone(), &variant("a"), 2).unwrap();
     assert_eq!((begun.fields, begun.stored.len()), (other, 1));

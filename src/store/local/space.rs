@@ -1,4 +1,4 @@
-//! How much of `max_bytes` is taken, and which entries go when there is no room.
+//! Counts the space that entries take, and evicts entries when it is used up.
 
 use std::collections::BinaryHeap;
 use std::fs::{self, Metadata};
@@ -11,7 +11,7 @@ use std::time::SystemTime;
 use super::Error;
 
 const BLOCK_BYTES: u64 = 4096;
-/// Oldest entries remembered by one walk: 3 MiB of names at most.
+/// Candidates for eviction that one walk remembers: at most 3 MiB of names.
 const CANDIDATES: usize = 16 * 1024;
 /// Levels of `v1/<namespace>/<epoch>/<source>/<digest>`.
 const DEPTH: u32 = 5;
@@ -20,24 +20,24 @@ const DEPTH: u32 = 5;
 pub(super) struct Space {
     path: PathBuf,
     max_bytes: u64,
-    /// Bytes of entries; none until the first walk has ended, so that what is written meanwhile
-    /// may exceed the bound for as long. Writes during a walk are counted twice until the next one, so that it
-    /// errs on the side of too early evictions.
+    /// Bytes of entries. It is zero until the first walk ends, so that entries may exceed the bound
+    /// until then. Writes during a walk may count twice until the next walk, which evicts too early
+    /// rather than too late.
     stored: AtomicI64,
-    /// Bytes promised to files that are being written.
+    /// Bytes reserved for files that are being written.
     reserved: AtomicU64,
-    /// Held while room is looked for, so that entries go once only.
+    /// Held while entries are evicted, so that two writes do not evict for the same space.
     search: Mutex<()>,
 }
 
-/// Room for one file; given back on drop unless it was kept.
+/// Space for one file. It is given back on drop, unless the file became an entry.
 #[derive(Debug)]
 pub(super) struct Reservation {
     space: Arc<Space>,
     bytes: u64,
 }
 
-/// An entry found by a walk. Ordered by its last use, the one to go first being least.
+/// An entry found by a walk. The one to be evicted first is the least.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Candidate {
     used: SystemTime,
@@ -55,13 +55,13 @@ impl Space {
         }
     }
 
-    /// Counts what is there.
+    /// Counts what is stored.
     pub(super) fn measure(&self) {
         let _alone = self.search.lock().unwrap_or_else(PoisonError::into_inner);
         self.walk();
     }
 
-    /// Notes that a file of `length` is gone.
+    /// Notes that a file of `length` bytes is gone.
     pub(super) fn removed(&self, length: u64) {
         self.stored
             .fetch_sub(signed(cost(length)), Ordering::SeqCst);
@@ -94,7 +94,8 @@ impl Space {
         fits
     }
 
-    /// Frees a twentieth of the whole and `bytes` more, by taking what was not used for longest.
+    /// Evicts the entries that were used least recently, until `bytes` and a twentieth of the whole
+    /// are free.
     fn make_room(&self, bytes: u64, remove: impl Fn(&str) -> io::Result<Option<u64>>) {
         let wanted = bytes.saturating_add(self.max_bytes / 20);
         for candidate in self.walk() {
@@ -109,8 +110,8 @@ impl Space {
         }
     }
 
-    /// Reads the whole tree: corrects `stored`, and finds the entries that were used least
-    /// recently, first of them first.
+    /// Reads the whole tree. It corrects `stored`, and returns the entries that were used least
+    /// recently, in that order.
     fn walk(&self) -> Vec<Candidate> {
         let before = self.stored.load(Ordering::SeqCst);
         let mut total = 0;
@@ -146,7 +147,7 @@ impl Reservation {
         }
     }
 
-    /// Sees that there is room for a file of `length`, evicting with `remove` if need be.
+    /// Reserves space for a file of `length` bytes, evicting with `remove` if necessary.
     pub(super) fn grow_to(
         &mut self,
         length: u64,
@@ -155,7 +156,7 @@ impl Reservation {
         let wanted = cost(length);
         if wanted > self.space.max_bytes {
             return Err(Error::TooLarge(format!(
-                "entry of {length} bytes, the directory keeps {}",
+                "the entry takes {length} bytes, and the directory keeps at most {}",
                 self.space.max_bytes
             )));
         }
@@ -163,7 +164,7 @@ impl Reservation {
         if !self.space.take(more) {
             let search = self.space.search.lock();
             let _alone = search.unwrap_or_else(PoisonError::into_inner);
-            // Whoever searched before may have made room enough.
+            // Another write may have made room meanwhile.
             if !self.space.take(more) {
                 self.space.make_room(more, remove);
                 if !self.space.take(more) {
@@ -175,9 +176,9 @@ impl Reservation {
         Ok(())
     }
 
-    /// The file has become an entry of `length`.
+    /// Counts the file as an entry of `length` bytes.
     pub(super) fn keep(self, length: u64) {
-        // Added before the promise is given back, so that the sum is never too small.
+        // Added before the reservation is given back, so that the sum is never too small.
         self.space
             .stored
             .fetch_add(signed(cost(length)), Ordering::SeqCst);
@@ -190,7 +191,8 @@ impl Drop for Reservation {
     }
 }
 
-/// What a file takes on disk: whole blocks, and one for the directory that it may be alone in.
+/// Bytes that a file takes on disk: whole blocks, and one for the directory that it may be alone
+/// in.
 fn cost(length: u64) -> u64 {
     length
         .checked_next_multiple_of(BLOCK_BYTES)
@@ -202,8 +204,8 @@ fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
-/// Calls `each` with every regular file at most `depth` directories down. Symbolic links are not
-/// followed, and what cannot be read is passed over.
+/// Calls `each` with every regular file at most `depth` directories down. It does not follow
+/// symbolic links, and passes over what cannot be read.
 fn visit(directory: &Path, depth: u32, each: &mut impl FnMut(&Path, &Metadata)) {
     let Ok(entries) = fs::read_dir(directory) else {
         return;

@@ -300,7 +300,7 @@ async fn the_directory_never_holds_more_than_its_bound() {
             fixture.blocks()
         );
         if round % 50 == 49 {
-            // What is there is counted again after a restart.
+            // A restart counts again what is stored.
             drop(store);
             store = fixture.open().await;
             while store.directory.space.stored() == 0 {
@@ -349,7 +349,7 @@ async fn a_deleted_source_leaves_its_room_and_no_directory() {
     let store = fixture.open().await;
     put(&store, 2, 5_000).await.unwrap();
     drop(store);
-    // What is written while the start counts may be counted twice.
+    // A file that is written while the start counts may count twice.
     let store = fixture.open().await;
     while store.directory.space.stored() == 0 {
         tokio::task::yield_now().await;

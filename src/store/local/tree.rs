@@ -1,5 +1,5 @@
-//! Files below the cache directory, always by descriptors from its root down, so that no symbolic
-//! link inside leads out.
+//! Opens, renames and removes files below the cache directory. It goes by descriptors from the root
+//! down, so that no symbolic link inside leads out.
 
 use std::fs::{DirBuilder, File, TryLockError};
 use std::io::{self, Read, Write};
@@ -18,7 +18,7 @@ use super::OpenError;
 
 const DIRECTORY_MODE: Mode = Mode::RWXU;
 const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
-/// How often a rename is tried again when an eviction removed the empty directory before it.
+/// How often a rename is tried, when evictions remove the empty directory before it.
 const RENAME_ATTEMPTS: u32 = 16;
 
 #[derive(Debug)]
@@ -26,11 +26,11 @@ pub(super) struct Tree {
     root: OwnedFd,
     stage: OwnedFd,
     staged: AtomicU64,
-    /// Locked for as long as it is open.
+    /// Holds the lock for as long as it is open.
     _lock: File,
 }
 
-/// A file that is being written; removed on drop unless it was published.
+/// A file that is being written. It is removed on drop, unless it was published.
 #[derive(Debug)]
 pub(super) struct Stage {
     file: File,
@@ -82,14 +82,14 @@ impl Tree {
     pub(super) fn read(&self, name: &str) -> io::Result<Option<File>> {
         let open = || {
             let (directory, file) = self.parent(name, false)?;
-            // Without NONBLOCK a pipe in the place of an entry would hold the thread.
+            // Without NONBLOCK, a pipe in the place of an entry would block the thread.
             let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
             Ok(openat(&directory, file, flags, Mode::empty())?.into())
         };
         present(open())
     }
 
-    /// Removes a file, and its directory if that was the last in it. Gives the file's length.
+    /// Removes a file, and its directory if that is empty then. Returns the file's length.
     pub(super) fn remove(&self, name: &str) -> io::Result<Option<u64>> {
         let remove = || {
             let (directory, file) = self.parent(name, false)?;
@@ -106,8 +106,8 @@ impl Tree {
         Ok(removed)
     }
 
-    /// Removes the files of a directory, whose name ends with a slash, and the directory if nothing
-    /// is left in it. `each` is told the length of every file as it goes.
+    /// Removes the files of the directory `prefix`, which ends with a slash, and the directory if
+    /// nothing is left in it. Calls `each` with the length of every removed file.
     pub(super) fn remove_below(&self, prefix: &str, mut each: impl FnMut(u64)) -> io::Result<()> {
         let Some((directory, _)) = present(self.parent(prefix, false))? else {
             return Ok(());
@@ -130,7 +130,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Makes an empty file that has no name yet among the entries.
+    /// Makes an empty file in the stage.
     pub(super) fn stage(self: &Arc<Self>) -> io::Result<Stage> {
         let name = self.staged.fetch_add(1, Ordering::Relaxed).to_string();
         let flags =
@@ -146,12 +146,12 @@ impl Tree {
     /// Removes a directory if it is empty.
     fn prune(&self, path: &str) {
         if let Ok((above, last)) = self.parent(path, false) {
-            // Most often other entries are in it.
+            // It mostly fails, because other entries are in the directory.
             let _ = unlinkat(&above, last, AtFlags::REMOVEDIR);
         }
     }
 
-    /// The directory that a name is in, and its last part.
+    /// Opens the directory that `name` is in, and returns it with the last part of the name.
     fn parent<'a>(&self, name: &'a str, make: bool) -> io::Result<(OwnedFd, &'a str)> {
         let (above, last) = name.rsplit_once('/').ok_or(Errno::INVAL)?;
         let mut parts = above.split('/');
@@ -169,7 +169,8 @@ impl Stage {
         &self.file
     }
 
-    /// Syncs the file and gives it its name. Returns its length, and that of the file it replaced.
+    /// Syncs the file and renames it to `name`. Returns its length, and that of the file it
+    /// replaced.
     pub(super) fn publish(&mut self, name: &str) -> io::Result<(u64, Option<u64>)> {
         let Some(staged) = &self.name else {
             return Err(Errno::INVAL.into());
@@ -199,7 +200,7 @@ impl Stage {
 impl Drop for Stage {
     fn drop(&mut self) {
         if let Some(name) = self.name.take() {
-            // What stays behind is removed at the next start.
+            // A file that stays behind is removed at the next start.
             let _ = unlinkat(&self.tree.stage, name, AtFlags::empty());
         }
     }

@@ -1,4 +1,4 @@
-//! The circuit breaker.
+//! The circuit breaker: it stops operations while the store fails.
 
 use std::fmt;
 use std::future::Future;
@@ -11,20 +11,20 @@ use tokio::time::Sleep;
 
 use super::Observe;
 
-/// Why an operation was refused without asking the store: the source of an
+/// The breaker refused an operation without asking the store. It is the source of an
 /// [`Error::Unavailable`](crate::store::Error::Unavailable).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the store has failed repeatedly and is not asked for now")]
+#[error("the store failed repeatedly, so it is not asked for a while")]
 pub struct BreakerOpen;
 
 /// Whether operations reach the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum BreakerState {
-    /// All of them.
+    /// All operations do.
     Closed,
-    /// None.
+    /// No operation does.
     Open,
-    /// One, to see whether the store is back.
+    /// One operation does, to see whether the store is back.
     HalfOpen,
 }
 
@@ -50,15 +50,16 @@ enum State {
     Closed {
         failures: u32,
     },
-    /// Until the timer, which is asked and never waited for, has run out.
+    /// Until the timer has run out. It is polled, and never waited for.
     Open(Pin<Box<Sleep>>),
-    /// The probe is under way, or (when it was dropped without an answer) the next may go.
+    /// The probe is under way; or, if it was dropped without an answer, the next operation may
+    /// probe.
     HalfOpen {
         is_probed: bool,
     },
 }
 
-/// Leave to ask the store, to be given back with what became of it.
+/// Permission to ask the store, returned with [`Admitted::answered`].
 pub(super) struct Admitted {
     breaker: Arc<Breaker>,
     is_probe: bool,
@@ -97,7 +98,7 @@ impl Breaker {
         })
     }
 
-    /// Counts a failure of something that was admitted long ago.
+    /// Counts a failure of an operation that was admitted earlier.
     pub(super) fn failed(&self) {
         self.answer(false, false);
     }
@@ -115,7 +116,7 @@ impl Breaker {
                 *state = State::Closed { failures: 0 };
             }
             State::HalfOpen { .. } if is_probe => *state = self.open(),
-            // Operations from before it opened: only the probe decides.
+            // The operation was admitted before the breaker opened, and only the probe decides.
             State::Open(_) | State::HalfOpen { .. } => {}
         });
     }
@@ -124,13 +125,13 @@ impl Breaker {
         State::Open(Box::pin(tokio::time::sleep(self.wait)))
     }
 
-    /// Changes the state, and tells when it has become another.
+    /// Changes the state, and tells the observer if it is another one now.
     fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let before = state.seen();
         let result = change(&mut state);
         let after = state.seen();
-        // Told while locked, so that the last word told is the state.
+        // The observer is told under the lock, so that it hears the changes in order.
         if before != after {
             self.observe.breaker(after);
         }
@@ -156,7 +157,7 @@ impl State {
 }
 
 impl Admitted {
-    /// The store has shown that it is there, or that it is not.
+    /// Tells the breaker whether the store is there.
     pub(super) fn answered(mut self, is_there: bool) {
         self.breaker.answer(is_there, self.is_probe);
         self.is_probe = false;

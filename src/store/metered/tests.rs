@@ -15,13 +15,13 @@ enum Act {
     Unavailable,
     Denied,
     Hang,
-    /// Gives the record, then this.
+    /// Gives the record, then does this.
     Body(Box<Act>),
-    /// Gives the record and a piece of the body, then fails.
+    /// Gives the record and a chunk of the body, then fails.
     BreakOff,
 }
 
-/// Does the same with every operation until it is told otherwise, and counts them.
+/// Does the same for every operation until it is told otherwise, and counts them.
 #[derive(Debug)]
 struct Scripted {
     act: Mutex<Act>,
@@ -76,12 +76,12 @@ impl Store for Scripted {
         if !self.act().await? {
             return Ok(None);
         }
-        let pieces = match self.act.lock().unwrap().clone() {
+        let acts = match self.act.lock().unwrap().clone() {
             Act::Body(act) => vec![*act],
             Act::BreakOff => vec![Act::Answer, Act::Unavailable],
             act => vec![act],
         };
-        let body = stream::iter(pieces)
+        let body = stream::iter(acts)
             .then(async |act| perform(act).await.map(|_| Bytes::new()))
             .boxed();
         let record = record();
@@ -215,7 +215,7 @@ async fn it_opens_after_failures_in_a_row_and_then_refuses_at_once() {
     assert_eq!(inner.calls.load(Ordering::SeqCst), calls);
     let last = *told.operations.lock().unwrap().last().unwrap();
     assert_eq!(last, (Operation::DeleteSource, OpResult::Refused));
-    // A check wants the truth.
+    // A check asks the store even while the breaker is open.
     assert!(!is_refused(store.check().await));
 }
 
@@ -292,8 +292,8 @@ async fn heads_whose_bodies_never_come_open_it() {
     let (_, told, store) = metered(Act::Body(Box::new(Act::Hang)));
     for _ in 0..5 {
         let mut found = store.get(&key()).await.unwrap().unwrap();
-        let piece = tokio::time::timeout(Duration::from_millis(301), found.body.next());
-        assert!(matches!(piece.await, Ok(Some(Err(Error::TimedOut)))));
+        let chunk = tokio::time::timeout(Duration::from_millis(301), found.body.next());
+        assert!(matches!(chunk.await, Ok(Some(Err(Error::TimedOut)))));
     }
     assert_eq!(*told.states.lock().unwrap(), [BreakerState::Open]);
     let last = *told.operations.lock().unwrap().last().unwrap();
@@ -329,7 +329,7 @@ async fn a_probe_whose_body_is_never_read_does_not_wedge_it() {
     drop(found);
     let mut found = store.get(&key()).await.unwrap().unwrap();
     assert!(found.body.next().await.unwrap().is_ok());
-    // The first piece has closed it, the body still being open.
+    // The first chunk has closed the breaker, although the body is still open.
     store.head(&key()).await.unwrap();
     assert!(found.body.next().await.is_none());
 }

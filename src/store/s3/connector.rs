@@ -1,4 +1,4 @@
-//! The HTTP client under the AWS SDK.
+//! Gives the AWS SDK an HTTP client.
 
 use std::fmt;
 use std::io;
@@ -17,15 +17,15 @@ use hyper_util::client::legacy::Error as ClientError;
 use crate::endpoint::Endpoint;
 use crate::transport::{self, Client, is_timeout};
 
-/// What the SDK makes its URLs from, and signs as `host`.
+/// The URL of the endpoint, from which the SDK makes its URLs and the signed `host`.
 pub(super) fn url(endpoint: &Endpoint) -> String {
     format!("{}://{}", endpoint.scheme(), endpoint.authority())
 }
 
-/// The client for one endpoint, with its pool of connections.
+/// Makes the client for one endpoint, with its pool of connections.
 ///
 /// # Errors
-/// Those of reading the system's root certificates, for `https` alone.
+/// For `https`, when the system's root certificates cannot be read.
 pub(super) fn http_client(endpoint: &Endpoint, connect: Duration) -> io::Result<SharedHttpClient> {
     let client = transport::client(endpoint, connect)?;
     Ok(SharedHttpClient::new(OneClient(SharedHttpConnector::new(
@@ -33,7 +33,7 @@ pub(super) fn http_client(endpoint: &Endpoint, connect: Duration) -> io::Result<
     ))))
 }
 
-/// Gives every operation the same pool. Timeouts are kept by the connectors and by the SDK.
+/// Gives every operation the same pool. The connectors and the SDK keep the timeouts.
 #[derive(Debug)]
 struct OneClient(SharedHttpConnector);
 

@@ -1,4 +1,4 @@
-//! What an error of the SDK means.
+//! Maps errors of the SDK and answers of the server to [`Error`].
 
 use std::error::Error as StdError;
 
@@ -9,7 +9,7 @@ use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use crate::endpoint::Endpoint;
 use crate::store::Error;
 
-/// An S3 operation that failed, in the words of whoever refused it.
+/// An S3 operation that failed, in the words of the server or the SDK.
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} in bucket {bucket} at {endpoint}: {reason}")]
 pub(super) struct Failure {
@@ -19,7 +19,7 @@ pub(super) struct Failure {
     reason: String,
 }
 
-/// What was tried, for messages.
+/// An operation that is tried, for error messages.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Attempt<'a> {
     pub(super) operation: &'static str,
@@ -37,7 +37,7 @@ impl Attempt<'_> {
         }
     }
 
-    /// What it means that one of several objects was refused, which is told without a status.
+    /// Maps the refusal of one of several objects, which has no status, to an error.
     pub(super) fn refused(self, code: &str, message: Option<&str>) -> Error {
         let failure = self.failed(format!("{code}: {}", message.unwrap_or("no reason given")));
         match code {
@@ -46,7 +46,7 @@ impl Attempt<'_> {
         }
     }
 
-    /// What an error of the SDK means.
+    /// Maps an error of the SDK to what it means.
     pub(super) fn by_meaning<E>(self, error: SdkError<E, HttpResponse>) -> Error
     where
         E: StdError + ProvideErrorMetadata + Send + Sync + 'static,
@@ -63,7 +63,7 @@ impl Attempt<'_> {
         }
     }
 
-    /// What an answer that is none of success means.
+    /// Maps an answer other than success to what it means.
     pub(super) fn answered(self, status: u16, code: &str, message: Option<&str>) -> Error {
         let reason = match message {
             Some(message) => format!("{status} {code}: {message}"),
@@ -75,12 +75,13 @@ impl Attempt<'_> {
                 Error::Unavailable(self.failed(reason).into())
             }
             (_, "AuthorizationHeaderMalformed" | "AuthorizationQueryParametersError") => {
-                let reason = format!("the region is not the server's ({reason})");
+                let reason = format!("the configured region is not the server's ({reason})");
                 Error::Denied(self.failed(reason).into())
             }
             (401 | 403, _) => {
-                let reason =
-                    format!("access key, secret, the key's permissions or a quota ({reason})");
+                let reason = format!(
+                    "check the access key, its secret, its permissions and the quotas ({reason})"
+                );
                 Error::Denied(self.failed(reason).into())
             }
             (408, _) => Error::TimedOut,

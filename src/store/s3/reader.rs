@@ -1,7 +1,7 @@
-//! `GetObject` without the SDK around it.
+//! Sends `GetObject` without the SDK.
 //!
-//! Each hit is one such request, and the SDK's way from a call to a connection costs several times the
-//! request itself. What is sent, and what an answer means, is the same.
+//! Each hit is one such request, and the SDK's work from a call to a connection costs several times
+//! the request itself. The request, and what an answer means, are the same.
 
 use std::fmt;
 use std::io;
@@ -15,15 +15,15 @@ use percent_encoding::utf8_percent_encode;
 
 use super::connector;
 use super::failure::{Attempt, chain};
+use super::service::{OBJECT_NAME, Place};
 use super::signer::Signer;
-use super::{OBJECT_NAME, Place};
 use crate::clock::Clock;
 use crate::endpoint::Endpoint;
 use crate::secret::Secret;
 use crate::store::Error;
 use crate::transport::{self, Client, is_timeout};
 
-/// An answer that says why there is no object has a few hundred bytes.
+/// The most that is read of an answer without an object. Such answers have a few hundred bytes.
 const REFUSAL_BYTES: usize = 64 * 1024;
 
 /// Reads objects.
@@ -35,10 +35,11 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// A client for one endpoint, with a pool of connections, each to be there within `connect`.
+    /// Makes a reader for one endpoint, with a pool of connections. Each must be made within
+    /// `connect`.
     ///
     /// # Errors
-    /// Those of reading the system's root certificates, for `https` alone.
+    /// For `https`, when the system's root certificates cannot be read.
     pub(super) fn new(
         endpoint: &Endpoint,
         region: String,
@@ -55,11 +56,11 @@ impl Reader {
         })
     }
 
-    /// The object's head, with its body to be read; `None` when there is no such object. Waits for as long as the
-    /// caller does.
+    /// Asks for an object, and returns its head with a body to be read; `None` if there is no such
+    /// object. It has no deadline of its own.
     ///
     /// # Errors
-    /// What the answer means.
+    /// By what the answer means.
     pub(super) async fn get(
         &self,
         place: &Place,
@@ -72,7 +73,7 @@ impl Reader {
             .signer
             .get(&self.url, &path, Empty::new(), now)
             .map_err(|error| {
-                let reason = format!("request cannot be made: {error}");
+                let reason = format!("the request cannot be made: {error}");
                 Error::Unavailable(attempt.failed(reason).into())
             })?;
         let answer = self.client.request(request).await.map_err(|error| {
@@ -97,7 +98,7 @@ impl Reader {
     }
 }
 
-/// The text of an element of S3's answers, which have no markup in texts.
+/// The text of an element in an answer of S3, whose texts have no markup.
 fn element<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     let (_, rest) = text.split_once(&format!("<{name}>"))?;
     Some(rest.split_once("</")?.0)

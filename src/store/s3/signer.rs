@@ -1,7 +1,7 @@
-//! Signatures of requests for objects.
+//! Signs requests for objects.
 //!
-//! The AWS library derives the key of a signature from the secret anew for each request, and signs whatever
-//! there may be in one. Here all requests look the same, and the key is that of the day.
+//! The AWS library derives the signing key from the secret anew for each request, and can sign any
+//! request. Here all requests look alike, and the key is derived once a day.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use crate::clock::Timestamp;
 use crate::secret::Secret;
 
-/// SHA-256 of nothing, which these requests carry.
+/// SHA-256 of the empty body of these requests.
 const NO_PAYLOAD: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 const SERVICE: &str = "s3";
@@ -36,19 +36,19 @@ pub(super) struct Signer {
     latest: Mutex<Option<Arc<Stamp>>>,
 }
 
-/// What the requests of one second have in common.
+/// What the requests of one second share.
 struct Stamp {
     time: Timestamp,
     /// `20261123T174148Z`.
     text: String,
     /// `20261123/REGION/s3/aws4_request`.
     scope: String,
-    /// That of the day.
+    /// The signing key of the day.
     key: Hmac<Sha256>,
 }
 
 impl Signer {
-    /// For requests to `host`, as their `Host` field has it.
+    /// Signs requests to `host`, written as in their `Host` field.
     pub(super) fn new(
         host: String,
         access_key_id: String,
@@ -64,10 +64,10 @@ impl Signer {
         }
     }
 
-    /// The request for `path`, percent-encoded, below `url`.
+    /// Makes the signed request for `path`, which is percent-encoded, below `url`.
     ///
     /// # Errors
-    /// Where one of the parts has a form that no request can have.
+    /// When `url`, `path` or a field has a form that no request can have.
     pub(super) fn get<B>(
         &self,
         url: &str,
@@ -161,7 +161,7 @@ mod tests {
         )
     }
 
-    /// As the library signs the same.
+    /// The same request as the library signs it.
     fn by_the_library(path: &str, now: Timestamp) -> Request<()> {
         let mut settings = SigningSettings::default();
         settings.percent_encoding_mode = PercentEncodingMode::Single;

@@ -1,5 +1,5 @@
-//! Bodies that are too large to be held: parts to a staging object while they stream, then a copy
-//! with the final head to the final name.
+//! Stores bodies that are too large to be held. It uploads parts to a staging object while they
+//! stream, and then copies that object, with its final head, to its final name.
 //!
 //! ```text
 //! begin ── Uploading ── complete ── Staged ── copy ── delete ── Gone
@@ -14,14 +14,16 @@ use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
 use bytes::Bytes;
 use tokio::runtime::Handle;
 
-use super::{Chunks, ObjectHead, Place, Service, signed};
+use super::failure::chain;
+use super::object::{Chunks, ObjectHead, signed};
+use super::service::{Place, Service};
 use crate::entry::Record;
 use crate::store::{Error, Writer, expect_length};
 
-/// Equal parts, because R2 wants them; the last may be shorter. S3 takes 5 MiB and more.
+/// Size of every part but the last: R2 wants equal parts, and S3 takes 5 MiB or more.
 const PART_BYTES: usize = 8 * 1024 * 1024;
 
-/// Sends parts as they fill up. At most one part is held.
+/// Uploads each part when it is full. It holds at most one part.
 pub(super) struct PartsWriter {
     upload: Upload,
     to: Place,
@@ -31,7 +33,7 @@ pub(super) struct PartsWriter {
     length: u64,
 }
 
-/// A multipart upload to a staging object; whatever is left of it goes on drop.
+/// A multipart upload to a staging object. Dropping it removes what is left of it on the server.
 #[derive(Debug)]
 pub(super) struct Upload {
     service: Arc<Service>,
@@ -41,12 +43,12 @@ pub(super) struct Upload {
     runtime: Handle,
 }
 
-/// What there is on the server.
+/// What is on the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// An upload.
     Uploading,
-    /// An upload or an object: whether the completion took place is not known.
+    /// An upload or an object: the completion was sent and is not confirmed.
     Completing,
     /// An object.
     Staged,
@@ -97,7 +99,7 @@ impl Writer for PartsWriter {
         expect_length(record, self.length)?;
         let head = ObjectHead::of(record)?;
         if self.parts.is_empty() {
-            // What fits in one part needs no staging; the upload is aborted on drop.
+            // A body that fits in one part needs no staging. The upload is aborted on drop.
             let body = Chunks::new(&self.waiting);
             return self.upload.service.put(&self.to, head, body).await;
         }
@@ -133,8 +135,8 @@ impl Upload {
             bucket: bucket.to_owned(),
             name: service.name(&format!("staging/{:032x}", fastrand::u128(..))),
         };
-        // A task of its own, so that an upload which is answered after the caller has gone is an
-        // `Upload` too, and is aborted.
+        // This is a task of its own, so that an upload is aborted even if the answer comes after
+        // the caller has gone.
         let begun = tokio::spawn(async move {
             let create = service.patient.create_multipart_upload();
             let created = create.bucket(&staging.bucket).key(&staging.name).send();
@@ -210,7 +212,7 @@ impl Drop for Upload {
             return;
         }
         let Ok(permit) = Arc::clone(&self.service.cleanups).try_acquire_owned() else {
-            tracing::warn!("an upload is left to the bucket's lifecycle rules: too many clean-ups");
+            tracing::warn!("too many clean-ups: an upload is left to the bucket's lifecycle rules");
             return;
         };
         let service = Arc::clone(&self.service);
@@ -222,25 +224,25 @@ impl Drop for Upload {
     }
 }
 
-/// Removes what is on the server. What cannot be removed is left to the bucket's lifecycle rules.
+/// Removes what is on the server. The bucket's lifecycle rules remove what this cannot.
 async fn clean(service: &Service, staging: &Place, id: &str, state: State) {
     if matches!(state, State::Uploading | State::Completing) {
         let abort = service.patient.abort_multipart_upload();
         let abort = abort.bucket(&staging.bucket).key(&staging.name);
         match abort.upload_id(id).send().await {
             Ok(_) => {}
-            // It was completed.
+            // The upload was completed, so it is gone.
             Err(_) if state == State::Completing => {}
             Err(error) => {
                 let attempt = service.attempt("AbortMultipartUpload", staging);
                 let error = attempt.by_meaning(error);
-                tracing::warn!(error = %super::chain(&error), "an upload could not be aborted");
+                tracing::warn!(error = %chain(&error), "an upload could not be aborted");
             }
         }
     }
     if matches!(state, State::Completing | State::Staged)
         && let Err(error) = service.delete(staging).await
     {
-        tracing::warn!(error = %super::chain(&error), "a staged object could not be deleted");
+        tracing::warn!(error = %chain(&error), "a staged object could not be deleted");
     }
 }

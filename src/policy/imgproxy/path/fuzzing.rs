@@ -1,17 +1,17 @@
-//! What holds of any path. The function panics where it does not.
+//! Checks what holds for any path, and panics where it does not.
 
 use super::super::BASE64;
-use super::{ImagePath, Processing, Source, Target, lost_slash, split_plain};
+use super::{ImagePath, ImageSource, Processing, Target, lost_slash, split_plain};
 use crate::policy::Kind;
 use crate::policy::testing::{NOW, get, imgproxy, lookup, policy};
 
-/// A request's path, without query.
+/// Checks a request's path, without query.
 pub fn imgproxy_path(path: &[u8]) {
     let Ok(target) = Target::read(path, "") else {
         return;
     };
     assert!(!target.signature.is_empty() && !target.path.is_empty());
-    // imgproxy puts one slash in where several are missing, so such a path is not repaired yet.
+    // imgproxy adds one slash where several are missing, so such a path is not repaired yet.
     if split_plain(&target.path).1.and_then(lost_slash).is_none() {
         let again = [b"/x///", target.path.as_ref()].concat();
         assert_eq!(
@@ -26,13 +26,13 @@ pub fn imgproxy_path(path: &[u8]) {
     if let Some(written) = written(&image) {
         assert_eq!(ImagePath::read(&written, &imgproxy(), NOW), Ok(image));
     }
-    // In front of an unsigned path stands anything without a colon, or it is not one.
+    // An imgproxy without keys accepts any signature that has no colon.
     if !path.contains(&b'?') && !target.signature.contains(&b':') {
         assert_of_key(path);
     }
 }
 
-/// Neither the query nor the signature of an imgproxy without keys chooses another image.
+/// Asserts that neither the query nor the signature changes the key for an imgproxy without keys.
 fn assert_of_key(path: &[u8]) {
     let policy = policy(Kind::Imgproxy(imgproxy()));
     let key = |path: &[u8]| lookup(&policy, &get(path, &[])).key;
@@ -42,7 +42,7 @@ fn assert_of_key(path: &[u8]) {
     assert_eq!(key(&[b"/y", &path[signature_from..]].concat()), asked);
 }
 
-/// A path for the image that needs no repair, if there is one.
+/// Writes a path for the image that needs no repair, if there is one.
 fn written(image: &ImagePath<'_>) -> Option<Vec<u8>> {
     let Processing::Options(options) = image.processing else {
         return None;
@@ -52,22 +52,23 @@ fn written(image: &ImagePath<'_>) -> Option<Vec<u8>> {
         path.push(b'/');
     }
     let mark: &[u8] = match &image.source {
-        Source::Url(url) if url.is_empty() => return None,
-        Source::Url(url) if image.extension.contains(&b'@') => {
+        ImageSource::Url(url) if url.is_empty() => return None,
+        ImageSource::Url(url) if image.extension.contains(&b'@') => {
             let encoded = BASE64.encode(url);
             let (first, others) = encoded.split_at(1);
-            // The slash makes it no option, whatever the extension, and neither `enc` nor `plain`.
+            // With the slash, it is read neither as an option, whatever the extension, nor as `enc`
+            // or `plain`.
             path.extend_from_slice(format!("{first}/{others}").as_bytes());
             b"."
         }
-        Source::Url(url) => {
+        ImageSource::Url(url) => {
             path.extend_from_slice(b"plain/");
             for byte in url.iter() {
                 path.extend_from_slice(format!("%{byte:02X}").as_bytes());
             }
             b"@"
         }
-        Source::Encrypted(encrypted) => {
+        ImageSource::Encrypted(encrypted) => {
             path.extend_from_slice(b"enc/");
             path.extend_from_slice(encrypted);
             b"."

@@ -15,8 +15,8 @@ fn read(path: &str) -> ImagePath<'_> {
     parsed(path, &imgproxy()).unwrap_or_else(|reason| panic!("{reason:?} for {path}"))
 }
 
-fn url(source: &[u8]) -> Source<'_> {
-    Source::Url(source.into())
+fn url(source: &[u8]) -> ImageSource<'_> {
+    ImageSource::Url(source.into())
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn escaped_colons_are_repaired_in_front_of_a_plain_source_only() {
     }
 }
 
-/// The expectations are what Go's `regexp` makes of imgproxy's expression.
+/// Go's `regexp` gives these results for imgproxy's expression.
 #[test]
 fn a_slash_lost_from_a_scheme_is_repaired_at_the_last_place_that_looks_like_it() {
     for (plain, expected) in [
@@ -163,7 +163,7 @@ fn a_plain_source_is_unescaped_and_its_format_cut_off() {
         ("plain/plain/a", "plain/a", ""),
     ] {
         let image = read(path);
-        let Source::Url(decoded) = &image.source else {
+        let ImageSource::Url(decoded) = &image.source else {
             panic!("{image:?}");
         };
         assert_eq!(String::from_utf8_lossy(decoded), source, "{path}");
@@ -212,7 +212,7 @@ fn a_file_name_behind_a_base64_source_is_dropped_where_imgproxy_expects_one() {
 #[test]
 fn an_encrypted_source_stays_as_it_is() {
     let image = read("w:1/enc/YWJj/ZGVm=.png");
-    assert_eq!(image.source, Source::Encrypted(b"YWJjZGVm=".into()));
+    assert_eq!(image.source, ImageSource::Encrypted(b"YWJjZGVm=".into()));
     assert_eq!(image.extension.as_ref(), b"png");
     let settings = Imgproxy {
         base64_includes_filename: true,
@@ -221,7 +221,7 @@ fn an_encrypted_source_stays_as_it_is() {
     let image = parsed("enc/YWJj/ZGVm.png/name.jpg", &settings).expect("an image");
     assert_eq!(
         image.source,
-        Source::Encrypted(b"YWJj/ZGVm.png/name.jpg".into())
+        ImageSource::Encrypted(b"YWJj/ZGVm.png/name.jpg".into())
     );
     assert!(!image.has_fixed_format);
 }

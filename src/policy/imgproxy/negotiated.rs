@@ -1,5 +1,5 @@
-//! What imgproxy reads from request headers, reduced to few values that are in the key and, the
-//! same ones, sent on.
+//! Reduces what imgproxy reads from request headers to a few values, which are both in the key and
+//! forwarded.
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
@@ -10,20 +10,20 @@ const SEC_CH_DPR: HeaderName = HeaderName::from_static("sec-ch-dpr");
 const WIDTH: HeaderName = HeaderName::from_static("width");
 const SEC_CH_WIDTH: HeaderName = HeaderName::from_static("sec-ch-width");
 
-/// Above this a `DPR` hint does not count.
+/// The largest `DPR` hint that counts.
 const MAX_DPR: f64 = 8.0;
 
 /// The headers that imgproxy sees instead of the client's.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Variant {
+pub(super) struct Negotiated {
     accept: &'static str,
     dpr: Option<f64>,
     width: Option<u32>,
 }
 
-impl Variant {
-    /// The variant that a request with `headers` gets. With a fixed format only enforced formats
-    /// depend on `Accept`.
+impl Negotiated {
+    /// Reads the headers of a request. With a fixed format, only enforced formats depend on
+    /// `Accept`.
     pub(super) fn read(settings: &Imgproxy, headers: &HeaderMap, has_fixed_format: bool) -> Self {
         let matters = |format| {
             settings.enforced.contains(&format)
@@ -52,7 +52,7 @@ impl Variant {
         }
     }
 
-    /// The fields to be set, whose values are what the key holds.
+    /// The fields to set when forwarding; the key holds the same values.
     pub(super) fn fields(&self) -> Vec<(HeaderName, HeaderValue)> {
         let mut fields = Vec::with_capacity(3);
         fields.push((header::ACCEPT, HeaderValue::from_static(self.accept)));
@@ -71,11 +71,11 @@ fn number(digits: &str) -> HeaderValue {
     HeaderValue::from_str(digits).expect("a printed number has no control characters")
 }
 
-/// The subset of the wanted formats that `Accept` contains, as the value to be sent on.
+/// The wanted formats that `Accept` contains, as the value to forward.
 ///
-/// As imgproxy does it: a substring search, case-sensitive, that knows neither media ranges nor
-/// quality values. All field lines count, although imgproxy reads the first alone; what it is sent
-/// is one line.
+/// Like imgproxy, it searches for substrings, case-sensitive, and knows neither media ranges nor
+/// quality values. All field lines count, although imgproxy reads only the first: it is sent one
+/// line.
 fn accept(headers: &HeaderMap, jxl: bool, avif: bool, webp: bool) -> &'static str {
     let mut found = (false, false, false);
     if jxl || avif || webp {
@@ -104,7 +104,7 @@ fn accept(headers: &HeaderMap, jxl: bool, avif: bool, webp: bool) -> &'static st
     }
 }
 
-/// The first of the two fields whose first line is valid.
+/// The value of the first of the two fields whose first line is valid.
 fn hint<T>(
     headers: &HeaderMap,
     names: [HeaderName; 2],
