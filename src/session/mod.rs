@@ -175,7 +175,7 @@ impl Session {
             (Self::Finishing(state), Event::CopyLost(reason)) => state.lost(reason),
             (Self::Draining(state), Event::Body { is_end, .. }) => state.body(is_end),
             (Self::Draining(state), Event::Trailers) => state.body(true),
-            (state, Event::ClientLeft { is_followed }) => {
+            (state, Event::ClientLeft { is_followed }) if !state.is_done() => {
                 let completable = state.completable();
                 let refresh = completable.and_then(|request| request.completion(is_followed, now));
                 let over = Self::Done(Done {
