@@ -17,9 +17,8 @@ mod delivery;
 mod log;
 mod own;
 mod part;
+mod turn;
 
-use std::fmt;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,16 +30,18 @@ pub use self::core::Core;
 pub use self::delivery::{Delivery, DeliveryBody};
 pub use self::log::Log;
 use self::part::Part;
+use self::turn::Waited;
+pub use self::turn::{Done, Next, Turn, Wait};
 use crate::cache::{
     Follow, Followed, FoundStream, InvalidationSeq, Joined, LookupResult, Published, ResponseCopy,
     VerifiedBody,
 };
 use crate::clock::Stopwatch;
 use crate::entry::Key;
-use crate::policy::{Forward, LookupMethod, Policy, RequestHead, ResponseHead};
+use crate::policy::{LookupMethod, Policy, RequestHead, ResponseHead};
 use crate::session::{
     AbortReason, CollapseRole, CopyStep, Effect, Event, FetchOutcome, FillPlan, Freshened, Hit,
-    HitBody, Passed, Refresh, Reply, Report, Session, Verdict,
+    HitBody, Refresh, Reply, Report, Session, Verdict,
 };
 use crate::telemetry::metrics::{GaugeGuard, ResultLabel};
 
@@ -65,72 +66,6 @@ pub struct Exchange {
     told: Option<Verdict>,
     /// Gives the entry its new record, or removes it.
     change: Option<JoinHandle<bool>>,
-}
-
-/// What comes after a request's head.
-#[derive(Debug)]
-pub enum Turn {
-    /// This is what to do.
-    Go(Next),
-    /// This has to be waited for, and given to [`Exchange::resume`].
-    Wait(Wait),
-}
-
-/// What is to be done with a request or a response.
-#[derive(Debug)]
-pub enum Next {
-    /// Send the request on as it is. Nothing more of it is wanted here.
-    Bypass,
-    /// Send the request on with these changes. The response's head is wanted.
-    Forward(Forward),
-    /// Send the response on with these changes. Its body is not wanted.
-    Pass(Passed),
-    /// Send the response on with these changes. Its body is wanted.
-    Mirror(Passed),
-    /// Answer with this.
-    Deliver(Delivery),
-    /// Send on what came as it is.
-    AsItCame,
-}
-
-/// Work that takes time. Dropping it ends it.
-pub struct Wait {
-    /// Whether it may outlast a lookup's deadline.
-    pub is_long: bool,
-    work: Pin<Box<dyn Future<Output = Done> + Send>>,
-}
-
-/// What was waited for.
-#[derive(Debug)]
-pub struct Done(Waited);
-
-#[derive(Debug)]
-enum Waited {
-    LookedUp(LookupResult, Duration),
-    Followed(Followed),
-    Fetched(FetchOutcome),
-}
-
-impl Wait {
-    fn new(is_long: bool, work: impl Future<Output = Waited> + Send + 'static) -> Self {
-        Self {
-            is_long,
-            work: Box::pin(async move { Done(work.await) }),
-        }
-    }
-
-    /// Waits.
-    pub async fn done(self) -> Done {
-        self.work.await
-    }
-}
-
-impl fmt::Debug for Wait {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Wait")
-            .field("is_long", &self.is_long)
-            .finish_non_exhaustive()
-    }
 }
 
 impl Exchange {
