@@ -30,9 +30,9 @@ use aws_sdk_s3::primitives::ByteStream;
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
-use self::object::{Chunks, ObjectHead, RECORD_FIELD, record_of};
+use self::object::{Chunks, ObjectHead, Place, RECORD_FIELD, record_of};
 use self::reader::Reader;
-use self::service::{Place, Service};
+use self::service::Service;
 use self::upload::{PartsWriter, Upload};
 use super::{Error, Found, Store, Writer, expect_length, length_of};
 use crate::endpoint::Endpoint;

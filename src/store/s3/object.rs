@@ -9,9 +9,24 @@ use bytes::Bytes;
 use http::HeaderName;
 use http::header::{CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_TYPE};
 use http_body::{Body, Frame, SizeHint};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC};
 
 use crate::entry::Record;
 use crate::store::{Error, decode_stored, length_of};
+
+/// Escapes object names in the URLs that we make ourselves.
+pub(super) const OBJECT_NAME: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'/')
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_');
+
+/// Where an object is.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    pub(super) bucket: String,
+    pub(super) name: String,
+}
 
 /// Name of the record's metadata value, after `x-amz-meta-`.
 pub(super) const RECORD: &str = "afterimage";

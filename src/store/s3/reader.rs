@@ -15,7 +15,7 @@ use percent_encoding::utf8_percent_encode;
 
 use super::connector;
 use super::failure::{Attempt, chain};
-use super::service::{OBJECT_NAME, Place};
+use super::object::{OBJECT_NAME, Place};
 use super::signer::Signer;
 use crate::clock::Clock;
 use crate::endpoint::Endpoint;

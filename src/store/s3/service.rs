@@ -8,11 +8,11 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{Delete, MetadataDirective, ObjectIdentifier};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::utf8_percent_encode;
 use tokio::sync::Semaphore;
 
 use super::failure::{Attempt, chain, has_status};
-use super::object::{Chunks, ObjectHead, RECORD, record_of, signed};
+use super::object::{Chunks, OBJECT_NAME, ObjectHead, Place, RECORD, record_of, signed};
 use super::reader::Reader;
 use crate::endpoint::Endpoint;
 use crate::entry::{Key, Record, Source};
@@ -22,13 +22,6 @@ use crate::store::{BodyStream, Error};
 const PAGE_OBJECTS: i32 = 1000;
 /// The most pages of one listing: a million objects. A longer listing is taken for an error.
 const MAX_PAGES: u32 = 1000;
-/// Escapes object names in the URLs that we make ourselves.
-pub(super) const OBJECT_NAME: &AsciiSet = &NON_ALPHANUMERIC
-    .remove(b'/')
-    .remove(b'-')
-    .remove(b'.')
-    .remove(b'_');
-
 /// What all operations share.
 pub(super) struct Service {
     pub(super) endpoint: Endpoint,
@@ -43,13 +36,6 @@ pub(super) struct Service {
     /// connections of `once`.
     pub(super) patient: Client,
     pub(super) cleanups: Arc<Semaphore>,
-}
-
-/// Where an object is.
-#[derive(Debug, Clone)]
-pub(super) struct Place {
-    pub(super) bucket: String,
-    pub(super) name: String,
 }
 
 impl Service {

@@ -15,8 +15,8 @@ use bytes::Bytes;
 use tokio::runtime::Handle;
 
 use super::failure::chain;
-use super::object::{Chunks, ObjectHead, signed};
-use super::service::{Place, Service};
+use super::object::{Chunks, ObjectHead, Place, signed};
+use super::service::Service;
 use crate::entry::Record;
 use crate::store::{Error, Writer, expect_length};
 
