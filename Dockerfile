@@ -9,11 +9,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
     cargo build --release --locked --bin afterimage && cp target/release/afterimage /afterimage
 
-FROM busybox:1.37-musl AS busybox
-
 FROM gcr.io/distroless/cc-debian12:nonroot
-# For health checks only: wget -qO- http://127.0.0.1:9911/readyz
-COPY --from=busybox /bin/busybox /bin/wget
 COPY --from=build /afterimage /usr/local/bin/afterimage
 # Relative paths of the configuration (run/ext_proc.sock) are relative to this directory.
 WORKDIR /afterimage

@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
@@ -30,5 +31,14 @@ pub enum Command {
         /// Envoy's configuration, to be compared with it.
         #[arg(long, value_name = "FILE")]
         envoy: Option<PathBuf>,
+    },
+    /// Ask a running Afterimage whether it serves: exit code 0, or 1 with what is wrong.
+    Health {
+        /// Its configuration file, for `admin.listen`.
+        #[arg(long, value_name = "FILE", conflicts_with = "admin")]
+        config: Option<PathBuf>,
+        /// Its `admin.listen`.
+        #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:9911")]
+        admin: SocketAddr,
     },
 }

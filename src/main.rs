@@ -1,13 +1,18 @@
 //! The `afterimage` binary: arguments, configuration, log, server, exit code.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 
 use afterimage::cli::{Cli, Command};
 use afterimage::config::{Config, Problems, default_threads};
-use afterimage::{server, telemetry};
+use afterimage::server::{self, NotReady};
+use afterimage::telemetry;
 use anyhow::Context as _;
 use clap::Parser as _;
+
+/// For an instance that does not serve.
+const NOT_READY: u8 = 1;
 
 /// For everything that the operator has to mend before a start.
 const NOT_STARTED: u8 = 2;
@@ -20,12 +25,17 @@ fn main() -> ExitCode {
         Command::Serve { config } => Config::load(&config)
             .map_err(anyhow::Error::new)
             .and_then(serve),
+        Command::Health { config, admin } => health(config.as_deref(), admin),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("afterimage: {error:#}");
-            ExitCode::from(NOT_STARTED)
+            ExitCode::from(if error.is::<NotReady>() {
+                NOT_READY
+            } else {
+                NOT_STARTED
+            })
         }
     }
 }
@@ -50,5 +60,19 @@ fn serve(config: Config) -> anyhow::Result<()> {
         .build()
         .context("cannot start the runtime")?
         .block_on(server::run(config))?;
+    Ok(())
+}
+
+fn health(config: Option<&Path>, admin: SocketAddr) -> anyhow::Result<()> {
+    let admin = match config {
+        Some(file) => Config::load(file)?.admin,
+        None => admin,
+    };
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(server::health(admin))?;
+    println!("ready");
     Ok(())
 }

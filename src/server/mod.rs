@@ -2,8 +2,10 @@
 
 pub mod admin;
 mod error;
+mod health;
 mod listen;
 mod run;
 
 pub use self::error::Error;
+pub use self::health::{NotReady, health};
 pub use self::run::run;

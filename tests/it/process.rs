@@ -16,7 +16,7 @@ use crate::scripted::{KIB, STORED, commits_reach, generic, png};
 use crate::support::afterimage::{CREDENTIALS, binary};
 use crate::support::imgproxy::is_healthy;
 use crate::support::launch::Launch;
-use crate::support::origin::{Origin, Script};
+use crate::support::origin::{Gate, Origin, Script};
 use crate::support::ports::Port;
 use crate::support::process::Process;
 use crate::support::stack::Store;
@@ -95,6 +95,17 @@ impl Place {
 }
 
 impl Ended {
+    /// It found an instance that does not serve, and said so in one line.
+    fn assert_not_ready(&self, says: &[&str]) {
+        assert_eq!(self.status.code(), Some(1), "{self:?}");
+        assert_eq!(self.stdout, "", "{self:?}");
+        assert!(self.stderr.starts_with("afterimage: "), "{self:?}");
+        assert_eq!(self.stderr.lines().count(), 1, "{}", self.stderr);
+        for what in says {
+            assert!(self.stderr.contains(what), "no {what:?} in {}", self.stderr);
+        }
+    }
+
     /// It refused to start with exit code 2, and said why in so many lines and nothing more.
     fn assert_refused(&self, lines: usize, says: &[&str]) {
         assert_eq!(self.status.code(), Some(2), "{self:?}");
@@ -305,7 +316,7 @@ async fn a_successor_keeps_its_socket_when_its_predecessor_ends() -> Result<()> 
     let place = Place::new()?;
     place.configure("store: {local: {path: run/other}}")?;
     let origin = Origin::start().await?;
-    let gate = crate::support::origin::Gate::closed();
+    let gate = Gate::closed();
     let body = png(50 * KIB);
     let script = Script::ok("image/png", body.clone()).wait_at(KIB, &gate);
     origin.respond("/held", script);
@@ -344,6 +355,80 @@ async fn a_successor_keeps_its_socket_when_its_predecessor_ends() -> Result<()> 
     std::os::unix::net::UnixStream::connect(&socket).context("the successor's socket")?;
     assert_eq!(stack.get("/a").await?.cache_status(), STORED);
     assert!(successor.stop(PATIENCE).await?.success());
+    Ok(())
+}
+
+#[tokio::test]
+async fn health_tells_a_serving_instance_from_one_that_hangs_or_is_gone() -> Result<()> {
+    let place = Place::new()?;
+    place.configure("{}")?;
+    let admin = place.admin.address().to_string();
+    let by_file = ["health", "--config", "config.yaml"];
+    let by_address = ["health", "--admin", &admin];
+
+    let mut process = place.start(&SERVE, None)?;
+    let ready = format!("http://{admin}/readyz");
+    process
+        .ready("/readyz", PATIENCE, async || is_healthy(&ready).await)
+        .await?;
+    for args in [by_file, by_address] {
+        let ended = place.run(&args).await?;
+        assert!(ended.status.success(), "{ended:?}");
+        assert_eq!(
+            (ended.stdout.as_str(), ended.stderr.as_str()),
+            ("ready\n", "")
+        );
+    }
+    process.freeze().await?;
+    let ended = place.run(&by_address).await?;
+    ended.assert_not_ready(&[&admin, "does not answer within 2s", "restart it"]);
+    process.thaw()?;
+    assert!(process.stop(PATIENCE).await?.success());
+    for args in [by_file, by_address] {
+        let ended = place.run(&args).await?;
+        ended.assert_not_ready(&[&admin, "nobody listens", "start afterimage"]);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn health_tells_an_instance_that_drains_and_a_stranger() -> Result<()> {
+    let place = Place::new()?;
+    let origin = Origin::start().await?;
+    let gate = Gate::closed();
+    let script = Script::ok("image/png", png(50 * KIB)).wait_at(KIB, &gate);
+    origin.respond("/held", script);
+    let mut stack = generic(&origin, Store::Local).start().await?;
+    let client = stack.client.clone();
+    let held = tokio::spawn(async move { client.get("/held").await });
+    gate.reached_by(1).await?;
+    let url = stack.afterimage().admin_url();
+    let admin = url
+        .strip_prefix("http://")
+        .context("an address")?
+        .to_owned();
+    let (stopped, asked) = tokio::join!(stack.afterimage().stop(), async {
+        until_not_ready(&url).await?;
+        let ended = place.run(&["health", "--admin", &admin]).await?;
+        gate.open();
+        anyhow::Ok(ended)
+    });
+    asked?.assert_not_ready(&[&admin, "is not ready", "ask again"]);
+    assert!(stopped?.success());
+    held.await??;
+
+    let stranger = origin.address().to_string();
+    origin.respond("/readyz", Script::status(404));
+    let ended = place.run(&["health", "--admin", &stranger]).await?;
+    ended.assert_not_ready(&[&stranger, "answers 404", "--admin or --config"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn health_with_a_wrong_configuration_says_so() -> Result<()> {
+    let place = Place::new()?;
+    let ended = place.run(&["health", "--config", "no.yaml"]).await?;
+    ended.assert_refused(1, &["no.yaml: file: cannot be read"]);
     Ok(())
 }
 
