@@ -183,7 +183,11 @@ impl Forwarded {
         let (plan, is_fresh) = match self.plan(head, now) {
             Ok(planned) => planned,
             Err(refusal) => {
-                let lasts = if is_failure(head.status) {
+                let says_nothing_of_the_key = match refusal {
+                    NotStorable::Authorized | NotStorable::Client => true,
+                    _ => is_failure(head.status),
+                };
+                let lasts = if says_nothing_of_the_key {
                     Duration::ZERO
                 } else {
                     hit_for_miss

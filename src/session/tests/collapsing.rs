@@ -155,6 +155,22 @@ fn hit_for_miss_follows_from_what_a_response_says_and_not_from_an_error() {
 }
 
 #[test]
+fn hit_for_miss_does_not_follow_from_what_one_client_says() {
+    let mut policy = testing::policy(Kind::Generic(testing::generic()));
+    policy.clients = crate::policy::Clients::Obeyed;
+    policy.authorization = crate::policy::Authorization::Rfc9111;
+    let policy = Arc::new(policy);
+    for field in [("cache-control", "no-store"), ("authorization", "x")] {
+        let request = Event::Request(testing::get("/a", &[field]));
+        let (session, _) = step(Session::new(Arc::clone(&policy), LARGEST), request);
+        let (session, _) = step(session, ABSENT);
+        let (session, _) = step(session, response(PNG.len()));
+        assert_ne!(session.report().copy(), "", "{field:?}");
+        assert_eq!(session.verdict(), Some(Verdict::NOTHING), "{field:?}");
+    }
+}
+
+#[test]
 fn a_response_that_is_stale_as_it_comes_answers_nobody_else() {
     let waits = |age: &str| {
         let Event::Response(mut head) = response(PNG.len()) else {
