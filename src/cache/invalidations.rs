@@ -6,8 +6,9 @@
 //! background, and is tried again until it succeeds or the invalidation's time is over. An invalidation stays until no
 //! fill that began before it can be running any more.
 //!
-//! The number of invalidations is bounded. Where there is no room for another one, everything that was stored
-//! up to then is hidden for the time of an invalidation, but not deleted: the store is asked less, not more.
+//! The number of invalidations is bounded for each namespace. Where there is no room for another one, everything of
+//! that namespace that was stored up to then is hidden for the time of an invalidation, but not deleted: the store is
+//! asked less, not more.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -60,8 +61,11 @@ pub(super) struct Bounds {
     pub(super) fill: Duration,
 }
 
+/// By namespace, of which there are as many as the configuration names.
+type Table = HashMap<Arc<str>, OfNamespace>;
+
 #[derive(Debug, Default)]
-struct Table {
+struct OfNamespace {
     invalidations: HashMap<Source, Invalidation>,
     /// For all sources that found no room.
     floor: Option<Invalidation>,
@@ -72,8 +76,25 @@ struct Invalidation {
     seq: InvalidationSeq,
     at: Timestamp,
     set: Stopwatch,
+    deletion: Deletion,
+}
+
+/// How far the deletion of what was stored before is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Deletion {
+    /// A task deletes, or will try again.
+    UnderWay,
+    /// Nobody deletes, although entries may still be there.
+    GivenUp,
+    /// Nothing is there any more.
+    Done,
+}
+
+impl Invalidation {
     /// Whether what was stored before may still be there.
-    hides_stored: bool,
+    fn hides_stored(&self) -> bool {
+        self.deletion != Deletion::Done
+    }
 }
 
 impl Invalidations {
@@ -109,7 +130,7 @@ impl Invalidations {
                 seq: InvalidationSeq(self.0.sequence.fetch_add(1, Ordering::SeqCst) + 1),
                 at: self.0.clock.now(),
                 set: Stopwatch::start(),
-                hides_stored: true,
+                deletion: Deletion::UnderWay,
             };
             if self.insert(&source, invalidation) {
                 let invalidations = self.clone();
@@ -125,7 +146,7 @@ impl Invalidations {
     /// the time that it was read.
     pub(super) fn horizon(&self, source: &Source) -> Option<Timestamp> {
         self.latest(source, |invalidation| {
-            invalidation.hides_stored.then_some(invalidation.at)
+            invalidation.hides_stored().then_some(invalidation.at)
         })
     }
 
@@ -145,50 +166,56 @@ impl Invalidations {
             return None;
         }
         let table = self.lock();
-        table
-            .invalidations
+        let own = table.get(source.namespace())?;
+        own.invalidations
             .get(source)
             .into_iter()
-            .chain(&table.floor)
+            .chain(&own.floor)
             .filter(|invalidation| !self.is_over(invalidation))
             .filter_map(give)
             .max()
     }
 
-    /// Whether the invalidation is the first of its source, and so needs somebody to delete its entries.
+    /// Whether nobody deletes the source's entries yet.
     fn insert(&self, source: &Source, invalidation: Invalidation) -> bool {
         let mut table = self.lock();
-        if table.invalidations.len() >= self.0.bounds.count
-            && !table.invalidations.contains_key(source)
+        let own = table.entry(Arc::clone(source.namespace())).or_default();
+        if own.invalidations.len() >= self.0.bounds.count && !own.invalidations.contains_key(source)
         {
-            table
-                .invalidations
+            own.invalidations
                 .retain(|_, invalidation| !self.is_over(invalidation));
         }
-        let is_first = if let Some(known) = table.invalidations.get_mut(source) {
+        let needs_deletion = if let Some(known) = own.invalidations.get_mut(source) {
             // A deletion that is under way sees that there is another invalidation, and runs again.
-            let was_hiding = known.hides_stored && !self.is_over(known);
+            let is_deleting = known.deletion == Deletion::UnderWay;
             *known = invalidation;
-            !was_hiding
-        } else if table.invalidations.len() < self.0.bounds.count {
-            table.invalidations.insert(source.clone(), invalidation);
+            !is_deleting
+        } else if own.invalidations.len() < self.0.bounds.count {
+            own.invalidations.insert(source.clone(), invalidation);
             true
         } else {
             warn!(
-                "no room for another invalidation: what was stored up to now is hidden, not deleted"
+                namespace = &**source.namespace(),
+                "no room for another invalidation: what was stored in the namespace up to now is hidden, not deleted"
             );
-            table.floor = Some(invalidation);
+            own.floor = Some(Invalidation {
+                deletion: Deletion::GivenUp,
+                ..invalidation
+            });
             false
         };
-        let present = table.invalidations.len() + usize::from(table.floor.is_some());
+        let present = table
+            .values()
+            .map(|own| own.invalidations.len() + usize::from(own.floor.is_some()))
+            .sum();
         self.0.present.store(present, Ordering::SeqCst);
-        is_first
+        needs_deletion
     }
 
     /// An invalidation that hides what is stored lasts until the deletion succeeds or is given up.
     fn is_over(&self, invalidation: &Invalidation) -> bool {
         let bounds = &self.0.bounds;
-        let time = if invalidation.hides_stored {
+        let time = if invalidation.hides_stored() {
             bounds.patience.max(bounds.fill)
         } else {
             bounds.fill
@@ -209,7 +236,7 @@ impl Invalidations {
             };
             match result {
                 Ok(_) => {
-                    if self.deleted(&source, begun.seq) {
+                    if self.end(&source, begun.seq, Deletion::Done) {
                         return;
                     }
                 }
@@ -218,7 +245,10 @@ impl Invalidations {
                     if begun.set.elapsed() + pause >= self.0.bounds.patience {
                         let prefix = source.prefix();
                         warn!(prefix, %error, "invalidated entries were not deleted");
-                        return;
+                        if self.end(&source, begun.seq, Deletion::GivenUp) {
+                            return;
+                        }
+                        continue;
                     }
                     tokio::time::sleep(pause).await;
                     pause *= 2;
@@ -228,18 +258,22 @@ impl Invalidations {
     }
 
     fn invalidation(&self, source: &Source) -> Option<Invalidation> {
-        self.lock().invalidations.get(source).copied()
+        let table = self.lock();
+        let own = table.get(source.namespace())?;
+        own.invalidations.get(source).copied()
     }
 
-    /// Notes that a deletion which began at `seq` has succeeded; `false` when there is an invalidation since.
-    fn deleted(&self, source: &Source, seq: InvalidationSeq) -> bool {
+    /// Notes how the deletion for the invalidation `seq` ended; `false` when there is a later one, for which it has to
+    /// run again.
+    fn end(&self, source: &Source, seq: InvalidationSeq, deletion: Deletion) -> bool {
         let mut table = self.lock();
-        let Some(invalidation) = table.invalidations.get_mut(source) else {
+        let own = table.get_mut(source.namespace());
+        let Some(invalidation) = own.and_then(|own| own.invalidations.get_mut(source)) else {
             return true;
         };
         let is_last = invalidation.seq == seq;
         if is_last {
-            invalidation.hides_stored = false;
+            invalidation.deletion = deletion;
         }
         is_last
     }

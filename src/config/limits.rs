@@ -62,9 +62,9 @@ pub struct Limits {
     /// When requests waited in vain for another one for the same, this many of them are sent on at a
     /// time, so that the upstream does not meet all of them at once.
     pub released_followers: usize,
-    /// At most this many paths that an unsafe method invalidated a short while ago are remembered, so
-    /// that older answers for them are not used any more. Beyond them everything older is hidden for
-    /// `invalidation_time`.
+    /// At most this many paths of a namespace that an unsafe method invalidated a short while ago are
+    /// remembered, so that older answers for them are not used any more. Beyond them everything older in
+    /// that namespace is hidden for `invalidation_time`.
     pub invalidations: usize,
     /// While the store fails, the deletion of what was invalidated is tried again for this long, and
     /// what was invalidated stays hidden.

@@ -112,8 +112,9 @@ impl Policy {
                 ..Terms::NONE
             });
         }
+        let negative = rules.negative_lifetime(status);
         let lifetime = explicit
-            .or_else(|| rules.negative_lifetime(status))
+            .or(negative)
             .or_else(|| rules.heuristic_lifetime(status, control.public, headers, response_time))
             .or(rules.default.map(|default| default.as_secs()))?;
         let window = |own: Option<u64>, of_policy: Option<Duration>| {
@@ -123,11 +124,16 @@ impl Policy {
             own.or(of_policy.map(|window| window.as_secs()))
                 .unwrap_or(0)
         };
+        // What the operator says about a status holds over what the response says, and over the floor:
+        // imgproxy says a year about its errors, too.
+        let floor = match negative {
+            Some(_) => 0,
+            None => rules.floor.min(rules.ceiling).as_secs(),
+        };
         Some(Terms {
-            lifetime: lifetime.clamp(
-                rules.floor.min(rules.ceiling).as_secs(),
-                rules.ceiling.as_secs(),
-            ),
+            lifetime: lifetime
+                .min(negative.unwrap_or(u64::MAX))
+                .clamp(floor, rules.ceiling.as_secs()),
             stale_while_revalidate: window(
                 control.stale_while_revalidate,
                 rules.stale_while_revalidate,

@@ -158,8 +158,14 @@ proptest! {
             Freshness::Fresh { age, ttl } => {
                 prop_assert!(!meant.says(Directive::NoCache));
                 let ceiling = rules.ceiling.as_secs();
-                let floor = if is_fallback { 0 } else { rules.floor.as_secs() };
-                let bounded = |lifetime: u64| lifetime.clamp(floor, ceiling);
+                let status = storable.status;
+                let negative = rules.negative.iter().find(|(negative, _)| *negative == status);
+                let negative = negative.filter(|_| !is_fallback).map(|(_, most)| most.as_secs());
+                let has_floor = !is_fallback && negative.is_none();
+                let floor = if has_floor { rules.floor.as_secs() } else { 0 };
+                let bounded = |lifetime: u64| {
+                    lifetime.min(negative.unwrap_or(u64::MAX)).clamp(floor, ceiling)
+                };
                 match meant.explicit_lifetime(drawn.date) {
                     Some(explicit) => prop_assert_eq!(age + ttl, bounded(explicit)),
                     None => prop_assert!(age + ttl <= bounded(longest_guess(rules))),

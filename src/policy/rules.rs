@@ -295,8 +295,8 @@ pub struct FreshnessRules {
     /// Guesses from `Last-Modified` how long a response stays fresh that says nothing about it (RFC
     /// 9111 section 4.2.2).
     pub heuristic: Option<Heuristic>,
-    /// How long responses with these statuses stay fresh when they say nothing about it, such as
-    /// `{404: 10s}`. Statuses that one client could provoke for others (400, 403, 405, 408, 413, 414,
+    /// How long responses with these statuses stay fresh at most, and when they say nothing about it,
+    /// such as `{404: 10s}`; `floor` does not lengthen it. Statuses that one client could provoke for others (400, 403, 405, 408, 413, 414,
     /// 429, 431) and 5xx are refused.
     #[serde(with = "Negative")]
     pub negative: Vec<(StatusCode, Duration)>,

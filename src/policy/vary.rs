@@ -1,6 +1,6 @@
 //! Reads which request fields a response varies by beyond its primary key (RFC 9111 section 4.1).
 
-use http::header::VARY;
+use http::header::{ACCESS_CONTROL_ALLOW_ORIGIN, ORIGIN, VARY};
 use http::{HeaderMap, HeaderName};
 
 use super::Policy;
@@ -29,6 +29,13 @@ impl Policy {
             if !self.controls(&name) && !fields.contains(&name) {
                 fields.push(name);
             }
+        }
+        // An origin that answers for one `Origin` varies by it, whether it says so or not.
+        let is_for_one_origin = response
+            .get(ACCESS_CONTROL_ALLOW_ORIGIN)
+            .is_some_and(|origin| origin != "*");
+        if is_for_one_origin && !self.controls(&ORIGIN) && !fields.contains(&ORIGIN) {
+            fields.push(ORIGIN);
         }
         if fields.len() > MOST_FIELDS {
             return Err(MatchesNothing);

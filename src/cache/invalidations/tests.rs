@@ -23,11 +23,15 @@ impl Setup {
     }
 
     fn new(count: usize) -> Self {
+        Self::with_patience(count, Duration::from_secs(60))
+    }
+
+    fn with_patience(count: usize, patience: Duration) -> Self {
         let store = FaultyStore::new(Arc::new(MemoryStore::new(1 << 20)));
         let tasks = TaskTracker::new();
         let bounds = Bounds {
             count,
-            patience: Duration::from_secs(60),
+            patience,
             fill: Duration::from_secs(90),
         };
         let invalidations = Invalidations::new(
@@ -135,4 +139,36 @@ async fn beyond_their_number_everything_from_before_is_hidden() {
     }
     setup.settled().await;
     assert!(!setup.hides(key(3).source(), AFTER));
+}
+
+#[tokio::test]
+async fn beyond_their_number_another_namespace_is_left_alone() {
+    let setup = Setup::new(1);
+    let before = setup.invalidations.now();
+    let sources: Vec<_> = (1..=3).map(|source| key(source).source().clone()).collect();
+    setup.invalidations.set(sources);
+    let other = Key::from_parts("other", 1, [9; 32], [2; 32]);
+    assert!(!setup.hides(other.source(), BEFORE));
+    assert!(!setup.invalidations.hides(other.source(), before));
+    // It has as much room of its own.
+    setup.invalidations.set(vec![other.source().clone()]);
+    let third = Key::from_parts("other", 1, [8; 32], [2; 32]);
+    assert!(!setup.hides(third.source(), BEFORE));
+    setup.settled().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_invalidated_after_its_deletion_was_given_up_is_deleted_for() {
+    let setup = Setup::with_patience(2, Duration::ZERO);
+    setup.store.set(Operation::DeleteSource, Fault::Fails);
+    setup.put(&key(1)).await;
+    let source = key(1).source().clone();
+    setup.invalidations.set(vec![source.clone()]);
+    setup.settled().await;
+    assert!(setup.hides(&source, BEFORE));
+    // The store is back, and the source is invalidated once more.
+    setup.store.heal(Operation::DeleteSource);
+    setup.invalidations.set(vec![source.clone()]);
+    setup.settled().await;
+    assert!(setup.store.head(&key(1)).await.unwrap().is_none());
 }

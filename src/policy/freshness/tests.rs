@@ -4,7 +4,7 @@ use super::super::Heuristic;
 use super::*;
 use crate::entry::{BodyProof, Identity};
 use crate::policy::Kind;
-use crate::policy::testing::{NOW, generic, policy};
+use crate::policy::testing::{NOW, generic, imgproxy, policy};
 
 const DAY: u64 = 24 * 3600;
 
@@ -182,7 +182,23 @@ fn negative_statuses_have_the_policy_s_own_short_time() {
     assert_eq!(lifetime(StatusCode::NOT_FOUND, &[]), Some(9));
     assert_eq!(lifetime(StatusCode::GONE, &[]), None);
     let explicit = [("cache-control", "max-age=60")];
-    assert_eq!(lifetime(StatusCode::NOT_FOUND, &explicit), Some(60));
+    assert_eq!(lifetime(StatusCode::NOT_FOUND, &explicit), Some(9));
+}
+
+#[test]
+fn a_negative_status_is_kept_no_longer_than_the_policy_says() {
+    let mut policy = policy(Kind::Imgproxy(imgproxy()));
+    policy.freshness.negative = vec![(StatusCode::NOT_FOUND, Duration::from_secs(60))];
+    policy.freshness.floor = Duration::from_secs(3600);
+    for (line, expected) in [("max-age=31536000", 60), ("max-age=5", 5)] {
+        let fields = headers(&[("cache-control", line)]);
+        let lifetime = |status| {
+            let terms = policy.terms(status, &fields, NOW);
+            terms.map(|terms| terms.lifetime)
+        };
+        assert_eq!(lifetime(StatusCode::NOT_FOUND), Some(expected), "{line}");
+        assert!(lifetime(StatusCode::OK) >= Some(3600), "{line}");
+    }
 }
 
 #[test]

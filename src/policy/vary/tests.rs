@@ -146,6 +146,23 @@ fn rfc9111_4_1_vary_that_matches_no_request() {
 }
 
 #[test]
+fn what_is_allowed_to_one_origin_is_not_served_to_another() {
+    let field = "access-control-allow-origin";
+    let varies_by = |policy: &Policy, fields: &[(&'static str, &str)]| {
+        policy.varies_by(&headers(fields)).unwrap()
+    };
+    let generic = testing::policy(Kind::Generic(testing::generic()));
+    let reflected = [(field, "https://a.example")];
+    assert_eq!(varies_by(&generic, &reflected), names(&["origin"]));
+    let both = [(field, "https://a.example"), ("vary", "Origin")];
+    assert_eq!(varies_by(&generic, &both), names(&["origin"]));
+    assert!(varies_by(&generic, &[(field, "*")]).is_empty());
+    // Requests that lead carry no Origin to imgproxy.
+    let imgproxy = testing::policy(Kind::Imgproxy(testing::imgproxy()));
+    assert!(varies_by(&imgproxy, &reflected).is_empty());
+}
+
+#[test]
 fn the_number_of_variants_is_bounded() {
     let fields = names(&["user-agent"]);
     let variant = |agent| key().variant(&fields, &get("/", &[("user-agent", agent)]).headers);
