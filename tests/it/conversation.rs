@@ -533,3 +533,20 @@ async fn every_message_in_any_order_has_exactly_one_answer() -> Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn unsafe_methods_on_one_policy_leave_another_one_alone() -> Result<()> {
+    let processor = Processor::start().await?;
+    processor.fill_with("images", &path(1)).await?;
+    processor.clock.advance(1);
+    // As many invalidations as there may be, and one more.
+    for number in 0..11 {
+        let mut one = processor.open("files").await?;
+        let path = format!("/nothing{number}");
+        one.ask(request("POST", &path)).await?;
+        one.ask(image(PNG.len())).await?;
+    }
+    let mut again = processor.open("images").await?;
+    immediate(again.ask(get(&path(1))).await?)?;
+    Ok(())
+}
