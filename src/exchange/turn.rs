@@ -14,7 +14,7 @@ use crate::session::{FetchOutcome, Passed};
 pub enum Turn {
     /// This is what to do.
     Go(Next),
-    /// This has to be waited for, and given to [`Exchange::resume`].
+    /// This has to be waited for, and given to [`super::Exchange::resume`].
     Wait(Wait),
 }
 
