@@ -6,9 +6,9 @@ STORE ?= local
 # How long each fuzz target runs.
 SECONDS ?= 60
 
-# One invocation for both, so that their dependencies are compiled once.
-BUILD = cargo build --release --bin afterimage --example dev
-DEV = cargo run --quiet --release --example dev --
+# What compiles fast. The same features for both programs, so that nothing is compiled twice.
+STACK = --profile stack --features dev
+DEV = cargo run --quiet $(STACK) --bin dev --
 BENCH = cargo run --quiet --release --example bench --
 
 # Written by npm when everything is installed.
@@ -27,9 +27,12 @@ tools: ## installs every real component (Envoy, Garage, imgproxy's stand-in), on
 	@tests/tools.sh envoy imgproxy garage
 
 build: ## the release binary, target/release/afterimage
-	$(BUILD)
+	cargo build --release --bin afterimage
 
-up: build tools-up ## starts the stack and shows a miss and a hit; STORE=garage for a real S3 store, garage-geo for three zones
+up: tools-up ## starts the stack and shows a miss and a hit; STORE=garage for a real S3 store, garage-geo for three zones
+	@[ -x "$${CARGO_TARGET_DIR:-target}/stack/afterimage" ] || \
+		echo "Building Afterimage, not optimized: about 2 minutes on two cores, seconds from then on."
+	cargo build $(STACK) --bin afterimage --bin dev
 	@$(DEV) up --store $(STORE)
 
 down: ## ends the stack
@@ -82,7 +85,7 @@ lint: ## format, clippy, documentation of the code, licences and sources of depe
 	@tests/tools.sh cargo-deny
 	cargo fmt --check
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
-	cargo clippy --all-targets -- --deny warnings
+	cargo clippy --all-targets --all-features -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" cargo doc --no-deps --document-private-items
 	"$$(tests/tools.sh path cargo-deny)" --locked check bans licenses sources
 
